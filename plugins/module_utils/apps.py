@@ -1,0 +1,211 @@
+# Copyright (c) 2026 The Quintet authors
+# MIT License (see LICENSE)
+"""The one schema of an app's dictionary: what is wrong with some apps, and what they are with all defaults filled in.
+
+The schema is the option `django_app` in the argument spec of the role django_app.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+Schema = dict[str, Any]
+App = dict[str, Any]
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+
+APP_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
+USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,25}")
+HOST_NAME = re.compile(
+    r"(?=.{1,253}$)(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?|\[[0-9a-f:.]+\]"
+)
+APPLICATION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+SHARED_DIRECTORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+
+# Users that Debian, or a package of Debian's, makes: base-passwd, systemd and the services that stand around a site.
+# Whatever else exists on a host is found there.
+SYSTEM_USERS = frozenset(
+    """
+    root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc nobody nogroup
+    messagebus systemd-network systemd-timesync systemd-resolve polkitd sshd ntp chrony postfix exim dovecot
+    bind mysql postgres redis valkey memcache nginx apache caddy haproxy rabbitmq elasticsearch prometheus
+    grafana docker ftp avahi tss sudo adm admin staff users shadow utmp ssh operator src kmem tty disk debian
+    ubuntu quintet
+    """.split()  # noqa: SIM905 (sixty quoted words in a column hide what is there)
+)
+
+# What the roles themselves say to an app; a value of the user's would be a second truth.
+RESERVED_VARIABLES = {
+    "DJANGO_SETTINGS_MODULE": "settings_module",
+    "CREDENTIALS_DIRECTORY": "secrets",
+    "QUINTET_GENERATION": "",
+    "STATIC_ROOT": "static_url",
+    "MEDIA_ROOT": "media_url",
+}
+
+
+def load_schema(roles: Path = ROLES) -> Schema:
+    """Return the options of an app's dictionary by name."""
+    spec = yaml.safe_load((roles / "django_app/meta/argument_specs.yml").read_text())
+    options: Schema = spec["argument_specs"]["main"]["options"]["django_app"]["options"]
+    return options
+
+
+def with_defaults(value: dict[str, Any], schema: Schema) -> dict[str, Any]:
+    """Return a copy with every option of the schema, also in nested dictionaries, defaults filled in."""
+    filled: dict[str, Any] = {}
+    for key, option in schema.items():
+        found = value.get(key)
+        found = option.get("default") if found is None else found
+        if "options" in option and isinstance(found, dict):
+            found = with_defaults(found, option["options"])
+        elif "options" in option and isinstance(found, list):
+            found = [with_defaults(item, option["options"]) for item in found]
+        filled[key] = found
+    return filled
+
+
+def normalize(app: App, schema: Schema) -> App:
+    """Return the app with all defaults, those that follow from its name included."""
+    filled = with_defaults(app, schema)
+    filled["user"] = filled["user"] or filled["name"]
+    return filled
+
+
+def unknown_keys(value: Any, schema: Schema, where: str) -> list[str]:
+    """Name every key that the schema does not have, with the one that was probably meant."""
+    if not isinstance(value, dict):
+        return []
+    found = []
+    for key, content in value.items():
+        option = schema.get(key)
+        if option is None:
+            near = difflib.get_close_matches(str(key), schema, n=1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"It may have: {', '.join(sorted(schema))}."
+            found.append(f"{where}.{key}: there is no such setting. {hint}")
+        elif "options" in option:
+            items = content if isinstance(content, list) else [content]
+            for number, item in enumerate(items):
+                inner = f"{where}.{key}[{number}]" if isinstance(content, list) else f"{where}.{key}"
+                found += unknown_keys(item, option["options"], inner)
+    return found
+
+
+def type_problems(app: App, schema: Schema, where: str) -> list[str]:
+    """Say what has a wrong type or value, or is missing, in the words of Ansible's own validator."""
+    known = {key: value for key, value in app.items() if key in schema}
+    messages = ArgumentSpecValidator(schema).validate(known).error_messages
+    return [f"{where}: {message}." for message in messages if "Unsupported parameters" not in message]
+
+
+def value_problems(app: App, where: str) -> list[str]:
+    """Say which values cannot work, for an app whose types are right and whose defaults are filled in."""
+    found = []
+    name, user = app["name"], app["user"]
+    if not APP_NAME.fullmatch(name):
+        found.append(
+            f"{where}.name: '{name}' can't name an app. Take 1 to 24 characters of a-z, 0-9 and _, with a letter first."
+        )
+    elif user in SYSTEM_USERS:
+        key = "name" if user == name else "user"
+        found.append(
+            f"{where}.{key}: '{user}' is a user that the system or one of its packages has. Choose another {key}."
+        )
+    elif not USER_NAME.fullmatch(user):
+        found.append(
+            f"{where}.user: '{user}' can't name a user. Take 1 to 26 characters of a-z, 0-9, _ and -, a letter first."
+        )
+    for key in ("domains", "aliases"):
+        found += [
+            f"{where}.{key}: '{domain}' is no host name. Write names like chat.example.org: no scheme, port or path."
+            for domain in app[key]
+            if not HOST_NAME.fullmatch(str(domain).lower())
+        ]
+    for key in ("wsgi", "asgi"):
+        if app[key] and not APPLICATION.fullmatch(app[key]):
+            found.append(f"{where}.{key}: '{app[key]}' names no application. Write it as config.{key}:application.")
+    for key in ("environment", "secrets", "build_environment"):
+        for variable, value in app[key].items():
+            if not VARIABLE.fullmatch(str(variable)):
+                found.append(f"{where}.{key}: '{variable}' can't name a variable. Use letters, digits and _.")
+            elif variable in RESERVED_VARIABLES:
+                instead = RESERVED_VARIABLES[variable]
+                advice = f"Set {where}.{instead} instead." if instead else "Remove it."
+                found.append(f"{where}.{key}.{variable}: the roles set this variable themselves. {advice}")
+            elif isinstance(value, dict | list) or "\n" in str(value) or "\0" in str(value):
+                found.append(f"{where}.{key}.{variable}: is not one line of text. Give it as one line, or as a file.")
+    both = sorted(set(app["environment"]) & set(app["secrets"]))
+    found += [f"{where}.environment.{variable}: is in secrets too. Keep one of them." for variable in both]
+    found += [
+        f"{where}.shared: '{path}' can't be a directory below shared/. Give a relative path without '..'."
+        for path in app["shared"]
+        if not SHARED_DIRECTORY.fullmatch(path)
+    ]
+    for key in ("static_url", "media_url"):
+        if app[key] and not re.fullmatch(r"/([A-Za-z0-9._~-]+/)+", app[key]):
+            found.append(f"{where}.{key}: '{app[key]}' is no path. Begin and end it with /, for example /static/.")
+    for path in app["websocket_paths"]:
+        if not path.startswith("/"):
+            found.append(f"{where}.websocket_paths: '{path}' is no path. Begin it with /, for example /ws/.")
+    if app["keep_generations"] < 2:
+        found.append(
+            f"{where}.keep_generations: {app['keep_generations']} leaves nothing to go back to. Keep 2 or more."
+        )
+    return found
+
+
+def shared_problems(apps: list[App], where: list[str]) -> list[str]:
+    """Say which names, users and domains more than one app claims."""
+    found = []
+    for key, one in (("name", "name"), ("user", "user")):
+        seen: dict[str, int] = {}
+        for number, app in enumerate(apps):
+            if app[key] in seen:
+                found.append(
+                    f"{where[number]}.{one}: '{app[key]}' is already the {one} of {where[seen[app[key]]]}. "
+                    "Each app needs its own."
+                )
+            seen.setdefault(app[key], number)
+    owners: dict[str, int] = {}
+    for number, app in enumerate(apps):
+        for key in ("domains", "aliases"):
+            for domain in app[key]:
+                owner = owners.setdefault(str(domain).lower(), number)
+                if owner != number:
+                    other = apps[owner]["name"]
+                    found.append(
+                        f"{where[number]}.{key}: '{domain}' is already a domain of app '{other}'.\n"
+                        f"Give each domain to one app only: remove it from '{other}' or from '{app['name']}' "
+                        "in your inventory."
+                    )
+    return found
+
+
+def problems(apps: Any, label: str, schema: Schema) -> list[str]:
+    """Say all that is wrong with a list of apps; empty when nothing is.
+
+    `label` is the variable's name as the user knows it, for example django_apps.
+    """
+    if not isinstance(apps, list):
+        return [f"{label}: is no list. Write one entry with a name for each app."]
+    where = [f"{label}[{number}]" for number in range(len(apps))]
+    found = []
+    for app, place in zip(apps, where, strict=True):
+        if not isinstance(app, dict):
+            found.append(f"{place}: is no dictionary. Write an entry with name, source and domains.")
+            continue
+        found += unknown_keys(app, schema, place)
+        found += type_problems(app, schema, place)
+    if found:
+        return found
+    filled = [normalize(app, schema) for app in apps]
+    for app, place in zip(filled, where, strict=True):
+        found += value_problems(app, place)
+    return found + shared_problems(filled, where)

@@ -1,0 +1,33 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The Quintet authors
+# MIT License (see LICENSE)
+"""Documentation of the action check_apps, which runs on the controller."""
+
+DOCUMENTATION = r"""
+module: check_apps
+short_description: Checks apps before anything is touched
+version_added: 0.1.0
+author: The Quintet authors
+description:
+  - Checks app dictionaries against the argument spec of the role P(quintet.django.django_app#role), and against each other.
+  - Runs on the controller alone.
+options:
+  apps: {description: The apps., type: raw, required: true}
+  label: {description: The variable that messages name., type: str, default: django_apps}
+attributes:
+  check_mode: {support: full, description: Changes nothing at any time.}
+"""
+
+EXAMPLES = r"""
+- name: Check the apps
+  quintet.django.check_apps:
+    apps: "{{ django_apps }}"
+"""
+
+RETURN = r"""
+problems:
+  description: One text for each problem.
+  type: list
+  elements: str
+  returned: always
+"""

@@ -1,0 +1,78 @@
+"""The schema of an app's dictionary: what is refused, and with which words."""
+
+from typing import Any
+
+import pytest
+from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize, problems
+
+SCHEMA = load_schema()
+SHOP: dict[str, Any] = {"name": "shop", "domains": ["shop.example.org"], "source": {"directory": "/srv/src"}}
+
+
+def said(*apps: Any) -> str:
+    return "\n".join(problems(list(apps), "django_apps", SCHEMA))
+
+
+def test_a_good_app_has_no_problems() -> None:
+    assert said(SHOP, {**SHOP, "name": "chat", "domains": ["chat.example.org"]}) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nmae": "x"}, "django_apps[0].nmae: there is no such setting. Did you mean 'name'?"),
+        (
+            {"source": {"directroy": "/x"}},
+            "django_apps[0].source.directroy: there is no such setting. Did you mean 'directory'?",
+        ),
+        ({"probes": [{"pth": "/"}]}, "django_apps[0].probes[0].pth: there is no such setting. Did you mean 'path'?"),
+        ({"name": None}, "django_apps[0]: missing required arguments: name."),
+        ({"name": "Shop"}, "django_apps[0].name: 'Shop' can't name an app."),
+        ({"name": "a" * 25}, "can't name an app"),
+        ({"name": "postgres"}, "django_apps[0].name: 'postgres' is a user that the system"),
+        ({"user": "www-data"}, "django_apps[0].user: 'www-data' is a user that the system"),
+        ({"user": "9lives"}, "django_apps[0].user: '9lives' can't name a user."),
+        ({"domains": ["https://x.org"]}, "django_apps[0].domains: 'https://x.org' is no host name."),
+        ({"wsgi": "config.wsgi"}, "django_apps[0].wsgi: 'config.wsgi' names no application."),
+        ({"environment": {"A-B": "1"}}, "django_apps[0].environment: 'A-B' can't name a variable."),
+        ({"environment": {"A": "1\n2"}}, "django_apps[0].environment.A: is not one line of text."),
+        ({"environment": {"STATIC_ROOT": "/"}}, "environment.STATIC_ROOT: the roles set this variable themselves."),
+        ({"environment": {"K": "1"}, "secrets": {"K": "2"}}, "django_apps[0].environment.K: is in secrets too."),
+        ({"shared": ["../x"]}, "django_apps[0].shared: '../x' can't be a directory"),
+        ({"shared": ["/etc"]}, "django_apps[0].shared: '/etc' can't be a directory"),
+        ({"static_url": "static"}, "django_apps[0].static_url: 'static' is no path."),
+        ({"websocket_paths": ["ws"]}, "django_apps[0].websocket_paths: 'ws' is no path."),
+        ({"keep_generations": 1}, "django_apps[0].keep_generations: 1 leaves nothing to go back to."),
+        ({"secrets_as": "file"}, "value of secrets_as must be one of"),
+    ],
+)
+def test_bad_input_is_named_with_its_place(change: dict[str, Any], words: str) -> None:
+    app = {key: value for key, value in {**SHOP, **change}.items() if value is not None}
+    assert words in said(app)
+
+
+def test_a_domain_belongs_to_one_app() -> None:
+    other = {**SHOP, "name": "chat", "domains": ["chat.example.org"], "aliases": ["SHOP.example.org"]}
+    assert said(SHOP, other) == (
+        "django_apps[1].aliases: 'SHOP.example.org' is already a domain of app 'shop'.\n"
+        "Give each domain to one app only: remove it from 'shop' or from 'chat' in your inventory."
+    )
+
+
+def test_two_apps_cannot_share_a_name_or_a_user() -> None:
+    assert "django_apps[1].name: 'shop' is already the name of django_apps[0]" in said(SHOP, {**SHOP, "domains": []})
+    assert "django_apps[1].user: 'shop' is already" in said(SHOP, {**SHOP, "name": "b", "user": "shop", "domains": []})
+
+
+def test_what_is_no_list_or_no_dictionary() -> None:
+    assert problems("shop", "django_apps", SCHEMA) == [
+        "django_apps: is no list. Write one entry with a name for each app."
+    ]
+    assert "django_apps[0]: is no dictionary" in said("shop")
+
+
+def test_defaults_are_filled_in_at_every_depth() -> None:
+    app = normalize({**SHOP, "probes": [{"path": "/x"}]}, SCHEMA)
+    assert app["user"] == "shop"
+    assert app["wsgi"] == "config.wsgi:application"
+    assert app["probes"][0]["timeout_seconds"] == 10

@@ -1,0 +1,117 @@
+"""Make sure that a Docker engine answers: install it where there is none, start it where it sleeps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from console import CACHE, Failure, as_root, ask, install, main, run, say, which
+
+START_SECONDS = 60
+SOCKET = Path("/run/docker.sock")
+
+# What a killed engine leaves behind. Engine and containerd believe such a file when any process has that number.
+PID_FILES = {Path("/run/docker.pid"): "dockerd", Path("/run/docker/containerd/containerd.pid"): "containerd"}
+
+
+def ensure_engine() -> None:
+    """Return when `docker` reaches an engine; raises `Failure` when that can't be had."""
+    if which("docker") is None or (which("dockerd") is None and answer()):
+        install(engine_packages(), "run the hosts of the demo and of the tests")
+    refusal = answer()
+    if refusal and "permission denied" not in refusal:
+        if os.environ.get("DOCKER_HOST"):
+            raise Failure(
+                f"No Docker engine answers at DOCKER_HOST={os.environ['DOCKER_HOST']}: {refusal}",
+                "Start that engine, or unset DOCKER_HOST to use one on this machine.",
+            )
+        start()
+        refusal = answer()
+    if "permission denied" in refusal:
+        share_socket()
+        refusal = answer()
+    if refusal:
+        raise Failure(f"The Docker engine doesn't answer: {refusal}", "Make 'docker version' work, then start again.")
+
+
+def answer() -> str:
+    """Return why the engine doesn't answer; empty when it does."""
+    if which("docker") is None:
+        return "there is no docker command"
+    reply = ask(["docker", "version", "--format", "{{.Server.Version}}"])
+    return "" if reply.returncode == 0 else reply.stderr.strip() or f"code {reply.returncode}"
+
+
+def engine_packages() -> list[str]:
+    """Return Debian's packages of the engine: since Debian 13 the command is one of its own."""
+    split = ask(["apt-cache", "show", "docker-cli"]).returncode == 0 if which("apt-cache") else False
+    return ["docker.io", "docker-cli"] if split else ["docker.io"]
+
+
+def start() -> None:
+    """Start the engine and wait until it answers, at most `START_SECONDS`."""
+    purpose = "start the Docker engine"
+    if Path("/run/systemd/system").is_dir():
+        say("Starting the Docker engine by systemd")
+        run(as_root(["systemctl", "start", "docker"], purpose), "See: journalctl -u docker")
+        wait("journalctl -u docker")
+        return
+    dockerd = which("dockerd")
+    if dockerd is None:
+        raise Failure("There is a docker command but no dockerd.", "Install Docker's engine, then start again.")
+    for path, name in PID_FILES.items():
+        if is_stale(path, name):
+            say(f"Removing {path}, left behind by a {name} that was killed")
+            run(as_root(["rm", "-f", str(path)], purpose), f"Remove {path} by hand, then start again.")
+    CACHE.mkdir(exist_ok=True)
+    log = CACHE / "dockerd.log"
+    say(f"Starting the Docker engine in the background (log: {log})")
+    # A session of its own: the engine must outlive this command and its terminal.
+    script = f"setsid '{dockerd}' </dev/null >'{log}' 2>&1 & echo $!"
+    started = subprocess.run(as_root(["sh", "-c", script], purpose), check=False, stdout=subprocess.PIPE, text=True)
+    wait(str(log), Path("/proc") / started.stdout.strip())
+
+
+def wait(where: str, process: Path | None = None) -> None:
+    """Wait until the engine answers or only forbids; raises `Failure` naming `where` its messages are.
+
+    `process` is the engine's directory below /proc, and `where` then the path of its log.
+    """
+    say(f"Waiting for the Docker engine to answer, at most {START_SECONDS} s")
+    deadline = time.monotonic() + START_SECONDS
+    while (refusal := answer()) and "permission denied" not in refusal:
+        if process is not None and not process.exists():
+            refusal = "it ended at once"
+        elif time.monotonic() < deadline:
+            time.sleep(0.5)
+            continue
+        last = Path(where).read_text(errors="replace").splitlines()[-8:] if process is not None else []
+        raise Failure(
+            "\n".join([f"The Docker engine doesn't start: {refusal}", *last]),
+            f"Read its messages ({where}), mend the cause, then start again.",
+        )
+
+
+def is_stale(path: Path, name: str) -> bool:
+    """Tell whether a PID file names no running process called `name`. Files without a number are stale too."""
+    try:
+        number = int(path.read_text())
+        return Path(f"/proc/{number}/comm").read_text().strip() != name
+    except FileNotFoundError:
+        return path.exists()
+    except ValueError:
+        return True
+
+
+def share_socket() -> None:
+    """Let this user reach the engine until the engine starts anew, without a new login as group docker needs."""
+    user = str(os.geteuid())
+    say(f"Letting user {user} use the Docker engine until it restarts (chown {SOCKET})")
+    command = as_root(["chown", user, str(SOCKET)], "use the Docker engine")
+    run(command, "Add your user to the group docker, log in again, then start again.")
+
+
+if __name__ == "__main__":
+    main(ensure_engine)

@@ -1,0 +1,74 @@
+# What one does in a checkout of Quintet. `make` alone lists it.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Ansible insists on a locale of UTF-8, and messages are to be the same everywhere.
+export LC_ALL := C.UTF-8
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export DEMO_HTTP_PORT ?= 8080
+export DEMO_SUITE ?= trixie
+export PYTHON
+
+TOOLS := .venv/.ready
+COLLECTIONS := collections/ansible_collections/.ready
+# Each directory by itself: modules and their action plugins share names.
+TYPED := $(sort $(dir $(wildcard tools/*.py plugins/*/*.py roles/*/files/*.py roles/*/files/*/*.py)))
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: venv ## Start a host with the whole site on http://127.0.0.1:8080 (DEMO_HTTP_PORT, DEMO_SUITE=bookworm|trixie)
+	@python tools/demo.py up
+
+.PHONY: demo-down
+demo-down: ## Remove the demo's host with all its data
+	@$(PYTHON) tools/demo.py down
+
+.PHONY: app
+app: venv ## Run the sample app alone, on SQLite, at http://127.0.0.1:8000
+	@cd sample_app && export DEBUG=1 && python manage.py migrate --verbosity 0 && python manage.py runserver 127.0.0.1:8000
+
+.PHONY: venv
+venv: $(TOOLS) $(COLLECTIONS) ## Install the tools into .venv and the collections into collections/
+
+$(TOOLS): requirements-dev.txt $(wildcard sample_app/requirements*.txt) tools/venv.sh
+	@sh tools/venv.sh
+
+$(COLLECTIONS): requirements.yml tools/requirements.yml tools/fetch_collections.py | $(TOOLS)
+	@python tools/fetch_collections.py requirements.yml tools/requirements.yml
+
+.PHONY: check
+check: lint unit ## Run the fast checks: lint and unit tests
+
+.PHONY: lint
+lint: venv ## Run yamllint, ansible-lint, ruff and mypy
+	yamllint --strict .
+	ansible-lint
+	ruff check .
+	ruff format --check .
+	@for directory in $(TYPED); do echo "mypy --strict $$directory"; mypy --strict "$$directory" || exit 1; done
+
+.PHONY: unit
+unit: venv ## Run the unit tests and the sample app's own
+	pytest
+	cd sample_app && python manage.py test
+
+.PHONY: test
+test: check ## Run everything that must pass: check, then every Molecule scenario
+	molecule test --all
+	@echo "make test: lint, unit tests, the sample app's tests and the Molecule scenarios" $$(ls -d molecule/*/molecule.yml | cut -d/ -f2) "all passed"
+
+.PHONY: build
+build: venv ## Build the collection's artifact into build/
+	ansible-galaxy collection build --force --output-path build
+
+.PHONY: clean
+clean: ## Remove what was built and cached, with .venv and the fetched collections
+	rm -rf .venv .cache build .ansible .mypy_cache .pytest_cache .ruff_cache
+	find collections/ansible_collections -mindepth 1 -maxdepth 1 ! -name quintet -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

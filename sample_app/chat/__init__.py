@@ -1,0 +1,1 @@
+"""Quintet Chat: rooms, messages, and who is online."""

@@ -8,14 +8,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Ansible insists on a locale of UTF-8, and messages are to be the same everywhere.
 export LC_ALL := C.UTF-8
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# Frames cut long lines, such as messages of errors.
+export MOLECULE_COMMAND_BORDERS := false
 export DEMO_HTTP_PORT ?= 8080
 export DEMO_SUITE ?= trixie
 export PYTHON
 
 TOOLS := .venv/.ready
 COLLECTIONS := collections/ansible_collections/.ready
-# Each directory by itself: modules and their action plugins share names.
-TYPED := $(sort $(dir $(wildcard tools/*.py plugins/*/*.py roles/*/files/*.py roles/*/files/*/*.py)))
 
 .PHONY: help
 help: ## List the targets
@@ -51,7 +51,7 @@ lint: venv ## Run yamllint, ansible-lint, ruff and mypy
 	ansible-lint
 	ruff check .
 	ruff format --check .
-	@for directory in $(TYPED); do echo "mypy --strict $$directory"; mypy --strict "$$directory" || exit 1; done
+	sh tools/typecheck.sh
 
 .PHONY: unit
 unit: venv ## Run the unit tests and the sample app's own

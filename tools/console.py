@@ -19,7 +19,7 @@ CACHE = ROOT / ".cache"
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
 
-class Failure(Exception):  # noqa: N818  (it is what the user is told, not a fault of the program)
+class Failure(Exception):
     """Something that the user must know: what is wrong and where, and what to do about it."""
 
     def __init__(self, wrong: str, remedy: str) -> None:

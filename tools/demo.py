@@ -50,7 +50,9 @@ def read_port() -> int:
     """Return the port to publish; raises `Failure` when DEMO_HTTP_PORT is no port."""
     text = os.environ.get("DEMO_HTTP_PORT") or "8080"
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise Failure(f"DEMO_HTTP_PORT: '{text}' is no port.", "Give a number from 1 to 65535: make demo DEMO_HTTP_PORT=8081")
+        raise Failure(
+            f"DEMO_HTTP_PORT: '{text}' is no port.", "Give a number from 1 to 65535: make demo DEMO_HTTP_PORT=8081"
+        )
     return int(text)
 
 

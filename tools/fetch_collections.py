@@ -22,9 +22,8 @@ from pathlib import Path
 import yaml
 from ansible import constants
 from ansible.release import __version__ as core_version
-from packaging.specifiers import SpecifierSet
-
 from console import CACHE, ROOT, Failure, main, run, say
+from packaging.specifiers import SpecifierSet
 
 COLLECTIONS = ROOT / "collections" / "ansible_collections"
 ANSWER_SECONDS = 5
@@ -101,7 +100,17 @@ def install_from_galaxy(files: Iterable[Path]) -> bool:
     galaxy = Path(sys.executable).parent / "ansible-galaxy"
     for file in files:
         say(f"Installing the collections of {file} from Galaxy")
-        command = [str(galaxy), "collection", "install", "-r", str(file), "-p", str(COLLECTIONS.parent), "--timeout", "20"]
+        command = [
+            str(galaxy),
+            "collection",
+            "install",
+            "-r",
+            str(file),
+            "-p",
+            str(COLLECTIONS.parent),
+            "--timeout",
+            "20",
+        ]
         try:
             if subprocess.run(command, check=False, cwd=ROOT, timeout=INSTALL_SECONDS).returncode != 0:
                 return False
@@ -140,7 +149,9 @@ def unpack(archive: zipfile.ZipFile, wanted: Iterable[str], scratch: Path) -> No
         target = COLLECTIONS.joinpath(*name.split("."))
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_symlink():
-            raise Failure(f"{target} is a link, which is never overwritten.", f"Remove it, or {name} from the requirements.")
+            raise Failure(
+                f"{target} is a link, which is never overwritten.", f"Remove it, or {name} from the requirements."
+            )
         shutil.rmtree(target, ignore_errors=True)
         (scratch / prefix).rename(target)
         about = json.loads((target / "MANIFEST.json").read_text())["collection_info"]

@@ -74,6 +74,7 @@ def ensure_image(suite: str) -> str:
         if pull(f"debian:{suite}"):
             build(name, suite)
         else:
+            say("No registry of images gives it")
             bootstrap(name, suite)
     return name
 
@@ -165,7 +166,7 @@ def run_arguments(cgroups: int) -> list[str]:
     arguments = [
         # What systemd and its sandboxes need; --privileged would hand over the machine, and fails on some.
         *("--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
-        *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec"),
+        *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec"),  # noqa: S108  (the host's own)
         *("--stop-signal", "RTMIN+3"),
     ]
     if cgroups == 1:

@@ -45,5 +45,10 @@ if [ -n "${PIP_CERT:-}" ] && [ -z "${SSL_CERT_FILE:-}" ]; then export SSL_CERT_F
 say "Installing the tools of requirements-dev.txt into .venv"
 UV_SYSTEM_CERTS=1 .venv/bin/uv pip install --python .venv/bin/python -r requirements-dev.txt ||
     fail "uv can't install the tools." "Read its message above, mend the cause, then start again: make venv"
+
+# Molecule and ansible-lint look for ansible's commands on the PATH only. With this, .venv/bin/molecule works by itself.
+cat >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/quintet_path.pth" <<'EOF'
+import os, sys; b = os.path.join(sys.prefix, "bin"); p = os.environ.get("PATH", os.defpath); os.environ["PATH"] = p if b in p.split(os.pathsep) else b + os.pathsep + p
+EOF
 touch .venv/.ready
 say "The tools are in .venv/bin"

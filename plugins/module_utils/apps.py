@@ -73,10 +73,26 @@ def with_defaults(value: dict[str, Any], schema: Schema) -> dict[str, Any]:
 
 
 def normalize(app: App, schema: Schema) -> App:
-    """Return the app with all defaults, those that follow from its name included."""
+    """Return the app with all defaults, those that follow from its name and domains included."""
     filled = with_defaults(app, schema)
     filled["user"] = filled["user"] or filled["name"]
+    if filled["channel_layer"] is None:
+        filled["channel_layer"] = filled["asgi"] != ""
+    probes = filled["probes"] or [with_defaults({"path": "/"}, schema["probes"]["options"])]
+    filled["probes"] = [complete_probe(probe, filled["domains"]) for probe in probes]
     return filled
+
+
+def complete_probe(probe: dict[str, Any], domains: list[str]) -> dict[str, Any]:
+    """Return a probe as the host command reads it: all said, None for what does not matter."""
+    host = probe["host"] or next(iter(domains), "localhost")
+    return {
+        **probe,
+        "name": probe["name"] or f"{probe['kind']} {probe['path']}",
+        "host": host,
+        "origin": probe["origin"] or f"{probe['scheme']}://{host}",
+        **{key: probe[key] or None for key in ("subprotocol", "send", "status", "json", "text")},
+    }
 
 
 def unknown_keys(value: Any, schema: Schema, where: str) -> list[str]:

@@ -18,7 +18,7 @@ RENDERED_FROM = (
     "roles/daphne/templates",
     "roles/daphne/files",
     "roles/django_app/templates",
-    "roles/django_app/files/build",
+    "roles/django_app/files/generation",
     "plugins/filter",
 )
 

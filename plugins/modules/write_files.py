@@ -15,7 +15,7 @@ description:
   - All files are staged and validated before the first one is replaced; each is replaced by one rename.
 options:
   directories:
-    description: Directories to have, parents before children.
+    description: Directories to have. Parents that are not listed are made with root as owner and mode 0755.
     type: list
     elements: dict
     default: []
@@ -270,7 +270,7 @@ def bring_into_state(module: AnsibleModule) -> dict[str, Any]:
     if module.check_mode:
         return result
     for wanted in directories:
-        wanted.path.mkdir(mode=0o700, exist_ok=True)
+        wanted.path.mkdir(mode=0o755, parents=True, exist_ok=True)
         if wanted in new_permissions:
             set_permissions(wanted.path, wanted)
     for wanted in new_content:

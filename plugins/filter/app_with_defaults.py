@@ -1,0 +1,42 @@
+# Copyright (c) 2026 The Quintet authors
+# MIT License (see LICENSE)
+"""An app's dictionary with all defaults filled in, from the argument spec of the role django_app."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: app_with_defaults
+short_description: An app with all defaults filled in
+version_added: 0.1.0
+author: The Quintet authors
+description: Fills an app's dictionary with the defaults of the role P(quintet.django.django_app#role), also those that follow from its name.
+options:
+  _input: {description: The app's dictionary., type: dict, required: true}
+"""
+
+EXAMPLES = r"""
+user: "{{ (django_app | quintet.django.app_with_defaults).user }}"
+"""
+
+RETURN = r"""
+_value: {description: The dictionary., type: dict}
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize
+
+
+def app_with_defaults(app: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy with every option of the schema."""
+    filled: dict[str, Any] = normalize(app, load_schema())
+    return filled
+
+
+class FilterModule:
+    """What Ansible looks for in a filter plugin."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {"app_with_defaults": app_with_defaults}

@@ -1,0 +1,327 @@
+"""The command line of `quintet`."""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+from quintet_host import probes, switch, units
+from quintet_host.drain import boot, drain
+from quintet_host.errors import QuintetError
+from quintet_host.generation import find, load
+from quintet_host.host import Host
+from quintet_host.layout import APP_NAME, GENERATION_ID
+from quintet_host.lock import locked
+from quintet_host.manage import manage
+from quintet_host.prune import KEEP_GOOD, prune
+from quintet_host.seal import seal
+from quintet_host.status import app_status, as_text
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+MANAGE_USAGE = "usage: quintet manage APP [--generation ID] [--] ARGUMENT…"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a command answers: as JSON, as text, and its exit code."""
+
+    value: Any
+    text: str
+    code: int = 0
+
+
+Arguments = argparse.Namespace
+Command = Callable[[Host, Arguments], Reply]
+
+
+def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 1 an error, 2 wrong usage, 130 interrupted and taken back."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _manage_arguments(given[1:]) if given[:1] == ["manage"] else _parser().parse_args(given)
+    except SystemExit as leave:  # argparse has said what is wrong
+        return int(leave.code or 0)
+    if host is None:
+        if os.geteuid() != 0:
+            _complain(
+                "quintet: must be run as root: it reads root's files and starts units.",
+                "sudo quintet " + " ".join(given),
+            )
+            return FAILED
+        os.umask(0o077)
+        if arguments.command is not _manage:  # there, they are manage.py's
+            _arrange_signals()
+        host = Host()
+    report = _silent if arguments.json else _say
+    host = replace(host, by=arguments.by or _who(), report=report)
+    try:
+        reply = arguments.command(host, arguments)
+    except QuintetError as error:
+        if arguments.json:
+            _print(json.dumps(_failure(arguments, error)))
+        _complain(f"quintet: {error}")
+        return FAILED
+    except OSError as error:
+        _complain(f"quintet: {error}", "See that the disk is neither full nor read-only (df, mount), then try again.")
+        return FAILED
+    except KeyboardInterrupt:
+        _complain("quintet: interrupted. What served before serves now; see quintet status.")
+        return INTERRUPTED
+    text = json.dumps(reply.value) if arguments.json else reply.text
+    if text:
+        _print(text)
+    return int(reply.code)
+
+
+def _status(host: Host, arguments: Arguments) -> Reply:
+    known = host.layout.apps()
+    if arguments.app and arguments.app not in known and not arguments.json:
+        raise QuintetError(
+            f"{arguments.app}: this host has no such app.",
+            f"There is no {host.layout.generations(arguments.app)}; apps here: {', '.join(known) or 'none'}.",
+            "Deploy it to this host, or look on another one.",
+        )
+    shown = [app_status(host, app) for app in ([arguments.app] if arguments.app else known)]
+    return Reply({"apps": shown}, "\n\n".join(as_text(one) for one in shown) or "This host has no apps yet.")
+
+
+def _activate(host: Host, arguments: Arguments) -> Reply:
+    done = switch.activate(host, arguments.app, arguments.generation, keep_hold=arguments.keep_hold)
+    return Reply(done.public(), done.message)
+
+
+def _rollback(host: Host, arguments: Arguments) -> Reply:
+    accept = arguments.accept_migrations
+    done = switch.roll_back(host, arguments.app, arguments.generation, accept_migrations=accept)
+    return Reply(done.public(), done.message)
+
+
+def _manage(host: Host, arguments: Arguments) -> Reply:
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    code = manage(host, arguments.app, arguments.generation, arguments.arguments, terminal=terminal)
+    return Reply(None, "", code)
+
+
+def _probe(host: Host, arguments: Arguments) -> Reply:
+    app, current = arguments.app, host.layout.current_id(arguments.app)
+    identifier = arguments.generation or current
+    if identifier is None:
+        raise QuintetError(
+            f"{app}: serves nothing yet, so there is nothing to probe.",
+            f"{host.layout.current(app)} does not exist.",
+            f"Name a generation that runs: quintet probe {app} ID",
+        )
+    generation = load(host.layout, app, identifier)
+    results = switch.run_probes(host, generation, through_edge=identifier == current)
+    ok = all(result.ok for result in results)
+    value = {"app": app, "generation": identifier, "ok": ok, "probes": [result.public() for result in results]}
+    lines = [f"{'ok    ' if one.ok else 'FAILED'}  {one.seconds:6.2f} s  {one.name}: {one.message}" for one in results]
+    return Reply(value, "\n".join(lines) or f"{app}: has no probes.", 0 if ok else FAILED)
+
+
+def _prune(host: Host, arguments: Arguments) -> Reply:
+    done = prune(host, arguments.app, arguments.keep)
+    parts = [f"{len(items)} {name}" for name, items in vars(done).items()]
+    return Reply(done.public(), f"{arguments.app}: removed {', '.join(parts)}.")
+
+
+def _log(host: Host, arguments: Arguments) -> Reply:
+    entries = host.store(arguments.app).read_log()[-arguments.lines :]
+    return Reply({"app": arguments.app, "log": entries}, "\n".join(map(_log_line, entries)))
+
+
+def _log_line(entry: dict[str, Any]) -> str:
+    first = [str(entry.get(name, "?")) for name in ("time", "result", "action")]
+    rest = {name: value for name, value in entry.items() if name not in ("time", "result", "action", "by")}
+    return "  ".join([*first, f"by {entry.get('by', '?')}", *(f"{name}={value}" for name, value in rest.items())])
+
+
+def _drain(host: Host, arguments: Arguments) -> Reply:
+    message = drain(host, arguments.app, arguments.generation)
+    return Reply({"changed": True, "message": message}, message)
+
+
+def _boot(host: Host, arguments: Arguments) -> Reply:
+    message = boot(host, arguments.app)
+    return Reply({"changed": True, "message": message}, message)
+
+
+def _mark(host: Host, arguments: Arguments) -> Reply:
+    app, identifier, state = arguments.app, arguments.generation, arguments.state
+    with locked(host, app, f"mark {app} {identifier} {state}"):
+        if host.layout.current_id(app) == identifier:
+            raise QuintetError(
+                f"{app}: generation {identifier} serves; it can't become {state}.",
+                f"{host.layout.current(app)} names it.",
+                f"Switch to another one first: quintet activate {app} ID",
+            )
+        running = find(host.layout, app, identifier) if state == "building" else None
+        if running and units.is_running(host, running):
+            # Left by a change that was killed: what is built anew must not be served by the old processes.
+            units.stop_drain(host, running)
+            units.stop(host, running)
+        changed = host.store(app).mark(identifier, state, arguments.reason, host.clock.now())
+    if changed and state == "failed":
+        host.log(app, "build", "failed", generation=identifier, reason=arguments.reason)
+    message = f"{app}: generation {identifier} is {state}."
+    return Reply({"changed": changed, "message": message}, message)
+
+
+def _seal(host: Host, arguments: Arguments) -> Reply:
+    changed = seal(host, arguments.app, arguments.generation)
+    message = f"{arguments.app}: generation {arguments.generation} is sealed."
+    return Reply({"changed": changed, "message": message}, message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="quintet", description="Look after the apps on this host.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text, description=text)
+        one.set_defaults(command=command)
+        one.add_argument("--json", action="store_true", help="answer with one JSON object")
+        one.add_argument("--by", metavar="WHO", default="", help="who asks, for lock, hold and log")
+        return one
+
+    one = add("status", _status, "apps, their generations and units, and holds")
+    one.add_argument("app", metavar="APP", nargs="?", type=_app)
+    one = add("activate", _activate, "start a generation, probe it and let it serve; on failure leave all as it was")
+    _add_app(one, "ID")
+    one.add_argument("--keep-hold", action="store_true", help="do not end a rollback's hold")
+    one = add("rollback", _rollback, "let the previous good generation serve again, and hold it")
+    _add_app(one, "ID", optional=True)
+    one.add_argument("--accept-migrations", action="store_true", help="even if it does not know all migrations")
+    add("manage", _manage, "manage.py with the settings of the current generation").usage = MANAGE_USAGE[7:]
+    _add_app(add("probe", _probe, "run the probes"), "ID", optional=True)
+    one = add("prune", _prune, "remove old generations")
+    _add_app(one)
+    one.add_argument("--keep", metavar="N", type=_count, default=KEEP_GOOD, help="good generations to keep (3)")
+    one = add("log", _log, "who changed what, when, and how it ended")
+    _add_app(one)
+    one.add_argument("-n", "--lines", metavar="N", type=_count, default=20, help="how many of the last entries (20)")
+    _add_app(add("boot", _boot, "start the current generation (for quintet-APP.service)"))
+    _add_app(add("drain", _drain, "stop a generation that is no longer current (activate does it)"), "ID")
+    _add_app(add("seal", _seal, "make a built generation root's (for the playbooks)"), "ID")
+    one = add("mark", _mark, "record the state of a generation (for the playbooks)")
+    _add_app(one, "ID")
+    one.add_argument(
+        "state", metavar="STATE", choices=["building", "built", "failed"], help="building, built or failed"
+    )
+    one.add_argument("--reason", metavar="TEXT", default="", help="why it failed")
+    return parser
+
+
+def _add_app(parser: argparse.ArgumentParser, generation: str = "", *, optional: bool = False) -> None:
+    parser.add_argument("app", metavar="APP", type=_app)
+    if generation:
+        parser.add_argument("generation", metavar=generation, type=_generation, nargs="?" if optional else None)
+
+
+def _manage_arguments(given: Sequence[str]) -> Arguments:
+    """Parse what follows `quintet manage` by hand: what comes after APP and --generation belongs to manage.py."""
+    left = list(given)
+    app, generation = None, None
+    try:
+        while left:
+            if left[0] in ("-h", "--help") and app is None:
+                _print(f"{MANAGE_USAGE}\n\nRun manage.py with the settings of the current generation.")
+                raise SystemExit(0)
+            if left[0] == "--generation":
+                generation = _generation(left[1])
+                left = left[2:]
+            elif left[0].startswith("--generation="):
+                generation = _generation(left.pop(0).partition("=")[2])
+            elif app is None:
+                app = _app(left.pop(0))
+            else:
+                break
+    except (IndexError, argparse.ArgumentTypeError) as error:
+        _complain(MANAGE_USAGE, f"quintet manage: error: {error}")
+        raise SystemExit(USAGE) from error
+    if app is None:
+        _complain(MANAGE_USAGE, "quintet manage: error: which app?")
+        raise SystemExit(USAGE)
+    rest = left[1:] if left[:1] == ["--"] else left
+    return Arguments(command=_manage, app=app, generation=generation, arguments=rest, json=False, by="")
+
+
+def _app(text: str) -> str:
+    if not APP_NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no app's name ([a-z][a-z0-9_]{{0,23}}): see quintet status")
+    return text
+
+
+def _generation(text: str) -> str:
+    if not GENERATION_ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no generation's id (as in 1f0c2a9e-77aa01bc): see quintet status"
+        )
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def _failure(arguments: Arguments, error: QuintetError) -> dict[str, Any]:
+    results: tuple[probes.Result, ...] = getattr(error, "probes", ())
+    return {
+        "changed": False,
+        "failed": True,
+        "generation": getattr(arguments, "generation", None),
+        "step": getattr(error, "step", None),
+        "probes": [result.public() for result in results],
+        "message": str(error),
+    }
+
+
+def _who() -> str:
+    return f"{os.environ.get('SUDO_USER') or os.environ.get('USER') or 'root'}@{socket.gethostname()}"
+
+
+def _arrange_signals() -> None:
+    """Let a lost terminal not stop a change half-way, and a first request to stop take it back undisturbed."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+def _silent(_line: str) -> None:
+    pass
+
+
+def _say(line: str) -> None:
+    _complain(line)
+
+
+def _complain(*lines: str) -> None:
+    _write(sys.stderr, lines)
+
+
+def _print(text: str) -> None:
+    _write(sys.stdout, [text])
+
+
+def _write(stream: Any, lines: Sequence[str]) -> None:
+    # Whoever listened may be gone; what was begun goes on all the same.
+    try:
+        for line in lines:
+            stream.write(f"{line}\n")
+        stream.flush()
+    except OSError:
+        pass

@@ -1,0 +1,25 @@
+"""Time, so that tests need not wait for it."""
+
+import time
+from datetime import UTC, datetime
+
+
+class Clock:
+    """The host's clock."""
+
+    def now(self) -> datetime:
+        """Return the time of day, in UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+
+def iso(moment: datetime) -> str:
+    """Write a moment in UTC as in 2026-11-23T20:00:00Z."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

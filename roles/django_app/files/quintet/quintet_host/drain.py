@@ -1,0 +1,58 @@
+"""Letting a generation that is no longer current finish, and starting the current one at boot."""
+
+from quintet_host import units
+from quintet_host.errors import QuintetError
+from quintet_host.generation import load
+from quintet_host.host import Host
+from quintet_host.lock import locked
+
+
+def drain(host: Host, app: str, identifier: str) -> str:
+    """Stop a generation once the edge's pooled connections to it have ended; returns what was done.
+
+    Raises QuintetError when it is current, before the wait or after it.
+    """
+    generation = load(host.layout, app, identifier)
+    _refuse_current(host, app, identifier)
+    if any(state not in units.STOPPED for state in units.states(host, generation).values()):
+        host.clock.sleep(generation.drain_delay_seconds)
+    # The lock is held for this look only: a stop takes its drain time, and a deploy must not wait for it. An
+    # activate of this very generation ends the drain's service before it starts anything.
+    with locked(host, app, f"drain {app} {identifier}", wait=True):
+        _refuse_current(host, app, identifier)
+    answer = units.stop(host, generation)
+    if not answer.ok:
+        host.log(app, "drain", "failed", generation=identifier, reason=answer.said)
+        raise QuintetError(
+            f"{app}: generation {identifier} could not be stopped.",
+            f"systemd said: {answer.said}",
+            f"See systemctl status {' '.join(generation.units)}",
+        )
+    host.log(app, "drain", "ok", generation=identifier)
+    return f"{app}: generation {identifier} is drained."
+
+
+def boot(host: Host, app: str) -> str:
+    """Start what `current` names; returns what was done, raises QuintetError when a unit does not start."""
+    current = host.layout.current_id(app)
+    if current is None:
+        return f"{app}: nothing was switched to yet, so there is nothing to start."
+    began = host.clock.now()
+    generation = load(host.layout, app, current)
+    try:
+        units.start(host, generation)
+    except QuintetError as error:
+        host.log(app, "boot", "failed", generation=current, reason=error.what)
+        error.details = tuple(host.system.journal(generation.units, began))
+        raise
+    host.log(app, "boot", "ok", generation=current)
+    return f"{app}: generation {current} runs."
+
+
+def _refuse_current(host: Host, app: str, identifier: str) -> None:
+    if host.layout.current_id(app) == identifier:
+        raise QuintetError(
+            f"{app}: generation {identifier} serves and is not drained.",
+            f"{host.layout.current(app)} names it.",
+            f"Switch to another one first: quintet activate {app} ID",
+        )

@@ -1,0 +1,38 @@
+"""Running manage.py as the servers run: same user, environment, credentials, sandbox, directory."""
+
+import os
+
+from quintet_host.errors import QuintetError
+from quintet_host.generation import load
+from quintet_host.host import Host
+
+
+def manage(host: Host, app: str, identifier: str | None, arguments: list[str], *, terminal: bool) -> int:
+    """Run manage.py of a generation (the current one when None) on this terminal or these pipes; returns its code."""
+    wanted = identifier or host.layout.current_id(app)
+    if wanted is None:
+        raise QuintetError(
+            f"{app}: serves nothing yet, so there is no current generation to run manage.py of.",
+            f"{host.layout.current(app)} does not exist.",
+            f"Deploy the app first, or name a generation: quintet manage {app} --generation ID -- …",
+        )
+    generation = load(host.layout, app, wanted)
+    if not generation.manage:
+        raise QuintetError(
+            f"{app}: generation {wanted} has no manage.py.",
+            f"{generation.path}/generation.json names none.",
+            "Set the app's `manage` if its source has one.",
+        )
+    properties = [
+        f"User={generation.user}",
+        f"Group={generation.group}",
+        f"WorkingDirectory={generation.path}/src",
+        # Lines of a unit file, where %% is a percent sign; systemd-run takes values as they are.
+        *(line.replace("%%", "%") for line in generation.properties),
+    ]
+    options = ["--quiet", "--collect", "--wait", "--service-type=exec", "--pty" if terminal else "--pipe"]
+    options += [f"--unit=quintet-manage-{app}-{os.getpid()}.service", f"--description=manage.py of {app}"]
+    options += [f"--property={line}" for line in properties]
+    command = [f"{generation.path}/venv/bin/python", generation.manage, *arguments]
+    # systemd expands $NAME in a command unless the dollar sign is doubled.
+    return host.system.run_attached(options, [argument.replace("$", "$$") for argument in command])

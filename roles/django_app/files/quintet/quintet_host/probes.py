@@ -1,0 +1,292 @@
+"""Probes: a request, HTTP or WebSocket, with what must come back (probes.json)."""
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from quintet_host.errors import QuintetError
+from quintet_host.files import read_json_object
+from quintet_host.layout import GENERATION_ID, Layout
+from quintet_host.websocket import ClosedError, HandshakeRefusedError, WebSocket, WebSocketError
+
+LONGEST_BODY = 1024 * 1024
+SHOWN = 200  # characters of an answer in a message
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to connect: a unix socket, or the edge's address and port."""
+
+    path: Path | None = None
+    address: str = ""
+    port: int = 0
+
+    @property
+    def is_edge(self) -> bool:
+        """Whether this is Nginx rather than a generation's own socket."""
+        return self.path is None
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}" if self.path is None else str(self.path)
+
+    def connect(self, timeout: float) -> socket.socket:
+        """Return a connected socket; `timeout` in seconds. Raises OSError."""
+        if self.path is None:
+            return socket.create_connection((self.address, self.port), timeout)
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(timeout)
+            connection.connect(str(self.path))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One entry of probes.json. `expected`: members that the JSON answer must have, with these values."""
+
+    name: str
+    kind: str
+    path: str
+    host: str
+    status: int
+    method: str = "GET"
+    scheme: str = "http"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    origin: str | None = None
+    subprotocol: str | None = None
+    send: Any = None
+    expected: Mapping[str, Any] | None = None
+    text: str | None = None
+    timeout_seconds: float = 10
+
+    def __str__(self) -> str:
+        return f"WebSocket {self.path}" if self.kind == "websocket" else f"{self.method} {self.path}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a probe ended; `generation` is the id that the answer named, if it named one."""
+
+    name: str
+    ok: bool
+    seconds: float
+    message: str
+    generation: str | None = None
+
+    def public(self) -> dict[str, Any]:
+        """Return what --json shows."""
+        return {"name": self.name, "ok": self.ok, "seconds": round(self.seconds, 3), "message": self.message}
+
+
+@dataclass(frozen=True)
+class Probes:
+    """All of an app's probes, and the edge through which they are repeated after the switch."""
+
+    probes: tuple[Probe, ...]
+    edge: Endpoint | None
+
+
+class ProbeError(Exception):
+    """What a probe got and what it wanted instead; `generation` is the one that the answer named, if it did."""
+
+    def __init__(self, got: str, wanted: str, generation: str | None = None) -> None:
+        super().__init__(f"got {got} instead of {wanted}")
+        self.generation = generation
+
+
+def load(layout: Layout, app: str) -> Probes:
+    """Read an app's probes; raises QuintetError when they are missing or malformed."""
+    path = layout.configuration(app) / "probes.json"
+    value = read_json_object(path)
+    try:
+        if value is None:
+            raise ValueError("no readable JSON object")
+        edge = value.get("edge")
+        return Probes(
+            tuple(_parse(entry) for entry in value["probes"]),
+            Endpoint(address=edge["address"], port=int(edge["port"])) if edge else None,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise QuintetError(
+            f"{app}: its probes can't be used ({error!r}).",
+            f"In {path}.",
+            "Run the playbook that sets up this app: it writes that file.",
+        ) from error
+
+
+def _parse(entry: dict[str, Any]) -> Probe:
+    kind = entry["kind"]
+    if kind not in ("http", "websocket"):
+        raise ValueError(f"kind {kind!r} instead of http or websocket")
+    origin = entry.get("origin")
+    return Probe(
+        name=entry["name"],
+        kind=kind,
+        path=entry["path"],
+        host=entry["host"],
+        status=int(entry.get("status") or (101 if kind == "websocket" else 200)),
+        method=entry.get("method") or "GET",
+        scheme=entry.get("scheme") or ("https" if str(origin).startswith("https:") else "http"),
+        headers=entry.get("headers") or {},
+        origin=origin,
+        subprotocol=entry.get("subprotocol"),
+        send=entry.get("send"),
+        expected=entry.get("json"),
+        text=entry.get("text"),
+        timeout_seconds=float(entry.get("timeout_seconds") or 10),
+    )
+
+
+def run(probe: Probe, endpoint: Endpoint) -> Result:
+    """Run one probe once; never raises for what the server does."""
+    began = time.monotonic()
+    through = f"{probe} through {endpoint}" if endpoint.is_edge else str(probe)
+    generation = None
+    try:
+        generation = _websocket(probe, endpoint) if probe.kind == "websocket" else _http(probe, endpoint)
+        ok, message = True, f"{through}: as wanted"
+    except ProbeError as error:
+        ok, message, generation = False, f"{through}: {error}", error.generation
+    except TimeoutError:
+        ok, message = False, f"{through}: got no answer within {probe.timeout_seconds:g} s instead of {probe.status}"
+    except (OSError, http.client.HTTPException) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        ok, message = False, f"{through}: got {reason!r} at {endpoint} instead of {probe.status}"
+    return Result(probe.name, ok, time.monotonic() - began, message, generation)
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, endpoint: Endpoint, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._endpoint = endpoint
+        self._seconds = timeout
+
+    def connect(self) -> None:
+        self.sock = self._endpoint.connect(self._seconds)
+
+
+def _headers(probe: Probe, endpoint: Endpoint) -> dict[str, str]:
+    headers = {"Host": probe.host, "User-Agent": "quintet-probe"}
+    if not endpoint.is_edge:
+        # On a generation's own socket the probe stands where Nginx does.
+        headers |= {"X-Forwarded-Proto": probe.scheme}
+    if probe.origin is not None:
+        headers |= {"Origin": probe.origin}
+    return headers | dict(probe.headers)
+
+
+def _http(probe: Probe, endpoint: Endpoint) -> str | None:
+    """Do an HTTP probe; returns the generation that the answer names."""
+    deadline = time.monotonic() + probe.timeout_seconds
+    with closing(_Connection(endpoint, probe.timeout_seconds)) as connection:
+        connection.request(probe.method, probe.path, headers={**_headers(probe, endpoint), "Connection": "close"})
+        # The response takes the socket from the connection once it knows that it is the last one.
+        stream = connection.sock
+        with connection.getresponse() as response:
+            body = _read(response, stream, deadline)
+    text = body.decode(errors="replace")
+    answer = _json(text)
+    if response.status != probe.status:
+        raise ProbeError(_short(f"{response.status} {text}"), str(probe.status), _generation(answer))
+    if probe.text is not None and probe.text not in text:
+        wanted = f"a text with {probe.text!r}"
+        raise ProbeError(f"{response.status} {_short(text)}", wanted, _generation(answer))
+    difference = _difference(answer, probe.expected)
+    if difference is not None:
+        raise ProbeError(f"{response.status} {_short(text)}", difference, _generation(answer))
+    return _generation(answer)
+
+
+def _read(response: http.client.HTTPResponse, stream: socket.socket | None, deadline: float) -> bytes:
+    body = b""
+    while len(body) < LONGEST_BODY:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        if stream is not None and stream.fileno() >= 0:
+            stream.settimeout(left)
+        part = response.read1(64 * 1024)
+        if not part:
+            break
+        body += part
+    return body
+
+
+def _websocket(probe: Probe, endpoint: Endpoint) -> str | None:
+    """Do a WebSocket probe; returns the generation that the wanted message names."""
+    deadline = time.monotonic() + probe.timeout_seconds
+    with closing(endpoint.connect(probe.timeout_seconds)) as connection:
+        websocket = WebSocket(connection, deadline)
+        try:
+            websocket.open(probe.path, _headers(probe, endpoint), probe.subprotocol)
+        except HandshakeRefusedError as refusal:
+            if refusal.status == probe.status:
+                return _generation(_json(refusal.body))
+            raise ProbeError(_short(str(refusal)), str(probe.status)) from refusal
+        except WebSocketError as error:
+            raise ProbeError(str(error), str(probe.status)) from error
+        if probe.status != HTTPStatus.SWITCHING_PROTOCOLS:
+            raise ProbeError("101", str(probe.status))
+        try:
+            return _converse(probe, websocket)
+        finally:
+            websocket.close()
+
+
+def _converse(probe: Probe, websocket: WebSocket) -> str | None:
+    """Send the probe's message and wait for the wanted one; others before it (a greeting, a history) are passed over."""
+    if probe.send is None and probe.expected is None:
+        return None
+    wanted = json.dumps(probe.expected) if probe.expected is not None else "a message"
+    last = None
+    try:
+        if probe.send is not None:
+            websocket.send_text(probe.send if isinstance(probe.send, str) else json.dumps(probe.send))
+        while True:
+            last = websocket.receive()
+            answer = _json(last)
+            if _difference(answer, probe.expected) is None:
+                return _generation(answer)
+    except ClosedError as closed:
+        raise ProbeError(str(closed), wanted) from closed
+    except WebSocketError as error:
+        raise ProbeError(str(error), wanted) from error
+    except TimeoutError as late:
+        got = "no message" if last is None else _short(last)
+        raise ProbeError(f"{got} within {probe.timeout_seconds:g} s", wanted, _generation(_json(last or ""))) from late
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _difference(answer: Any, expected: Mapping[str, Any] | None) -> str | None:
+    """Say what was wanted and is not in the answer, None when all of it is."""
+    for name, value in (expected or {}).items():
+        if not isinstance(answer, dict) or name not in answer or answer[name] != value:
+            return f"{json.dumps(name)}: {json.dumps(value)}"
+    return None
+
+
+def _generation(answer: Any) -> str | None:
+    """Return the generation that an answer names; a member of the same name that means something else does not count."""
+    value = answer.get("generation") if isinstance(answer, dict) else None
+    return value if isinstance(value, str) and GENERATION_ID.fullmatch(value) else None
+
+
+def _short(text: str) -> str:
+    one_line = " ".join(text.split())
+    return one_line if len(one_line) <= SHOWN else one_line[:SHOWN] + "…"

@@ -1,0 +1,66 @@
+"""What is on this host and how it is."""
+
+from dataclasses import asdict
+from typing import Any
+
+from quintet_host import units
+from quintet_host.generation import find
+from quintet_host.host import Host
+
+
+def app_status(host: Host, app: str) -> dict[str, Any]:
+    """Return what `status --json` shows of an app; one that this host does not know has no generations."""
+    store = host.store(app)
+    state = store.read()
+    current = host.layout.current_id(app)
+    identifiers = host.layout.generation_ids(app)
+    found = {identifier: find(host.layout, app, identifier) for identifier in identifiers}
+    # One question to systemd for all of them.
+    drains = [units.drain_unit(app, identifier) for identifier in identifiers]
+    active = host.system.states([unit for one in found.values() if one for unit in one.units] + drains)
+    generations = []
+    for identifier, generation in found.items():
+        recorded = store.generation(identifier)
+        generations.append(
+            {
+                "generation": identifier,
+                **asdict(recorded),
+                "built_at": generation.built_at if generation else "",
+                "draining": active[units.drain_unit(app, identifier)] not in units.STOPPED,
+                "units": {unit: active[unit] for unit in generation.units} if generation else {},
+            }
+        )
+    generations.sort(key=lambda one: (str(one["built_at"]), str(one["since"])), reverse=True)
+    serving = found.get(current) if current else None
+    return {
+        "app": app,
+        "current": current,
+        "previous": state.previous if state.previous != current else None,
+        "hold": asdict(state.hold) if state.hold else None,
+        "healthy": serving is not None and all(active[unit] == "active" for unit in serving.units),
+        "generations": generations,
+    }
+
+
+def as_text(status: dict[str, Any]) -> str:
+    """Write an app's status for people."""
+    current, hold = status["current"], status["hold"]
+    if current is None:
+        head = "serves nothing yet"
+    else:
+        head = f"serves {current}, " + ("all units run" if status["healthy"] else "NOT all units run")
+    lines = [f"{status['app']}: {head}"]
+    if status["previous"]:
+        lines.append(f"  previous {status['previous']} (quintet rollback {status['app']})")
+    if hold:
+        lines.append(f"  hold     site.yml keeps {hold['generation']}, since {hold['since']} by {hold['by']}")
+    for one in status["generations"]:
+        mark = "*" if one["generation"] == current else " "
+        drains = ", draining" if one["draining"] else ""
+        lines.append(f"{mark} {one['generation']}  {one['state']:8}  since {one['since'] or '-'}{drains}")
+        if one["reason"]:
+            lines.append(f"      {one['reason']}")
+        running = {unit: state for unit, state in one["units"].items() if state not in ("inactive", "unknown")}
+        shown = one["units"] if mark == "*" else running
+        lines += [f"      {state:12}  {unit}" for unit, state in shown.items()]
+    return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""All that `quintet` asks of systemd."""
+
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+# Units have their own time limits; this one only keeps a stuck bus from holding the lock for ever.
+COMMAND_TIMEOUT_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended and what it said."""
+
+    ok: bool
+    said: str = ""
+
+
+class System:
+    """The host's systemd; tests put another in its place."""
+
+    def start(self, units: Sequence[str]) -> Answer:
+        """Start units and wait until they are ready or have failed."""
+        return self._run(["systemctl", "start", "--", *units])
+
+    def stop(self, units: Sequence[str]) -> Answer:
+        """Stop units, as one transaction, and wait for them."""
+        return self._run(["systemctl", "stop", "--", *units])
+
+    def reset_failed(self, units: Sequence[str]) -> None:
+        """Forget earlier failures and their start limits; units that systemd does not know are passed over."""
+        for unit in units:
+            self._run(["systemctl", "reset-failed", "--", unit])
+
+    def reload(self) -> Answer:
+        """Let systemd read unit files again."""
+        return self._run(["systemctl", "daemon-reload"])
+
+    def states(self, units: Iterable[str]) -> dict[str, str]:
+        """Return each unit's active state: active, activating, deactivating, failed, inactive, or unknown."""
+        wanted = list(dict.fromkeys(units))
+        if not wanted:
+            return {}
+        lines = self._output(["systemctl", "is-active", "--", *wanted]).split()
+        return dict(zip(wanted, lines, strict=True)) if len(lines) == len(wanted) else dict.fromkeys(wanted, "unknown")
+
+    def make_directories(self, configuration: Path) -> Answer:
+        """Create what a tmpfiles.d file describes."""
+        return self._run(["systemd-tmpfiles", "--create", str(configuration)])
+
+    def journal(self, units: Sequence[str], since: datetime, lines: int = 20) -> list[str]:
+        """Return the last lines that units logged since a moment."""
+        command = ["journalctl", "--quiet", "--no-pager", "--output=short-iso", f"--lines={lines}"]
+        command += [f"--since=@{int(since.timestamp())}", *(f"--unit={unit}" for unit in units)]
+        return self._output(command).splitlines()
+
+    def run_detached(self, unit: str, description: str, command: Sequence[str]) -> Answer:
+        """Run a command as a transient service of its own, which outlives this process."""
+        options = ["--quiet", "--collect", f"--unit={unit}", f"--description={description}"]
+        return self._run(["systemd-run", *options, "--", *command])
+
+    def run_attached(self, options: Sequence[str], command: Sequence[str]) -> int:
+        """Run a command as a transient service on this terminal or these pipes; returns its exit code."""
+        kept = {name: os.environ[name] for name in ("TERM", "COLORTERM") if name in os.environ}
+        return subprocess.run(
+            ["systemd-run", *options, "--", *command], env=_environment() | kept, check=False
+        ).returncode
+
+    def flush(self) -> None:
+        """Write everything in memory to the disks."""
+        os.sync()
+
+    def _output(self, command: Sequence[str]) -> str:
+        return self._process(command).stdout
+
+    def _run(self, command: Sequence[str]) -> Answer:
+        done = self._process(command)
+        return Answer(done.returncode == 0, (done.stderr or done.stdout).strip())
+
+    def _process(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        try:
+            return subprocess.run(
+                command,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=COMMAND_TIMEOUT_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return subprocess.CompletedProcess(command, 1, "", str(error))
+
+
+def _environment() -> dict[str, str]:
+    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}

@@ -1,0 +1,132 @@
+"""A generation's units: linking them into systemd, starting and stopping them."""
+
+import shutil
+
+from quintet_host.errors import QuintetError
+from quintet_host.files import replace_link
+from quintet_host.generation import Generation, find
+from quintet_host.host import Host
+from quintet_host.system import Answer
+
+STOPPED = ("inactive", "failed", "unknown")
+
+
+def drain_unit(app: str, identifier: str) -> str:
+    """Return the name of the transient service in which a generation drains."""
+    return f"quintet-drain-{app}-{identifier}.service"
+
+
+def states(host: Host, generation: Generation) -> dict[str, str]:
+    """Return each unit's active state."""
+    return host.system.states(generation.units)
+
+
+def is_running(host: Host, generation: Generation) -> bool:
+    """Say whether any unit of a generation, or its drain, is doing anything."""
+    found = host.system.states([*generation.units, drain_unit(generation.app, generation.identifier)])
+    return any(state not in STOPPED for state in found.values())
+
+
+def start(host: Host, generation: Generation) -> None:
+    """Start all units of a generation that don't run and wait until they are ready; raises QuintetError."""
+    directories = generation.path / "units/tmpfiles.conf"
+    _demand(host, generation, "its socket directory can't be made", host.system.make_directories(directories))
+    if _link(host, generation):
+        _demand(host, generation, "systemd can't read its units", host.system.reload())
+    found = states(host, generation)
+    # systemd refuses to start a socket under a service that runs without it.
+    closed = {_component(unit) for unit in generation.sockets if found[unit] in STOPPED}
+    orphans = [unit for unit in generation.services if _component(unit) in closed and found[unit] not in STOPPED]
+    if orphans:
+        host.system.stop(orphans)
+    host.system.reset_failed([unit for unit in generation.units if found[unit] == "failed"])
+    for units in (generation.sockets, generation.services):
+        if units:
+            _demand(host, generation, f"{', '.join(units)} did not start", host.system.start(units))
+
+
+def stop(host: Host, generation: Generation) -> Answer:
+    """Stop all units of a generation and take its links and sockets away; waits for its own drain time."""
+    answer = Answer(True)
+    if any(state not in STOPPED for state in states(host, generation).values()):
+        # One transaction: a socket with its stop pending can't start its service again for a late connection.
+        answer = host.system.stop(generation.units)
+    host.system.reset_failed(generation.units)
+    if _unlink(host, generation):
+        host.system.reload()
+    shutil.rmtree(host.layout.run(generation.app, generation.identifier), ignore_errors=True)
+    return answer
+
+
+def start_drain(host: Host, generation: Generation) -> Answer:
+    """Let a generation finish in a service of its own, so that the caller need not wait."""
+    unit = drain_unit(generation.app, generation.identifier)
+    description = f"Drain of {generation.app} {generation.identifier}"
+    command = ["/usr/local/sbin/quintet", "drain", generation.app, generation.identifier, "--by", host.by]
+    return host.system.run_detached(unit, description, command)
+
+
+def stop_drain(host: Host, generation: Generation) -> None:
+    """Call a generation's drain off; what it has stopped already has to be started."""
+    unit = drain_unit(generation.app, generation.identifier)
+    if host.system.states([unit])[unit] not in STOPPED:
+        host.system.stop([unit])
+
+
+def drain_others(host: Host, app: str, serving: str) -> list[str]:
+    """Start the drain of every running generation but the one that serves; returns what to tell the operator.
+
+    More than one can run when an earlier change was killed half-way.
+    """
+    told = []
+    for identifier in host.layout.generation_ids(app):
+        generation = find(host.layout, app, identifier) if identifier != serving else None
+        if generation is None:
+            continue
+        unit = drain_unit(app, identifier)
+        found = host.system.states([*generation.units, unit])
+        if found.pop(unit) in STOPPED and any(state not in STOPPED for state in found.values()):
+            answer = start_drain(host, generation)
+            told.append(
+                f"{identifier} drains in the background."
+                if answer.ok
+                else f"{identifier} could not be drained ({answer.said}): run quintet drain {app} {identifier}."
+            )
+    return told
+
+
+def _component(unit: str) -> str:
+    """Return gunicorn of gunicorn-shop@….socket."""
+    return unit.partition("-")[0]
+
+
+def _link(host: Host, generation: Generation) -> bool:
+    """Link the unit files into systemd's runtime directory; returns whether anything was missing."""
+    changed = False
+    host.layout.unit_links.mkdir(parents=True, exist_ok=True)
+    for pattern in ("*.socket", "*.service"):
+        for path in sorted((generation.path / "units").glob(pattern)):
+            link = host.layout.unit_links / path.name
+            if not link.is_symlink() or link.readlink() != path:
+                replace_link(link, str(path))
+                changed = True
+    return changed
+
+
+def _unlink(host: Host, generation: Generation) -> bool:
+    changed = False
+    for path in (generation.path / "units").glob("*"):
+        link = host.layout.unit_links / path.name
+        if link.is_symlink() and link.readlink() == path:
+            link.unlink()
+            changed = True
+    return changed
+
+
+def _demand(host: Host, generation: Generation, what: str, answer: Answer) -> None:
+    if not answer.ok:
+        raise QuintetError(
+            f"{generation.app}: generation {generation.identifier}: {what}.",
+            f"systemd said: {' '.join(answer.said.split()) or 'nothing'}",
+            f"See systemctl status {' '.join(generation.units)}",
+        )

@@ -65,8 +65,11 @@ def check_host(suite: str, port: int) -> None:
     present = inspect("container", HOST, f'{{{{.State.Running}}}} {{{{index .Config.Labels "{LABEL}"}}}}')
     running, _, has = present.partition(" ")
     if present and has != wanted:
+        has_suite, _, has_publish = has.partition(" ")
+        has_port = has_publish.split(":")[1] if has_publish.count(":") == 2 else "?"
         raise Failure(
-            f"A demo host is here already, of another kind: '{has}'; asked for is '{wanted}'.",
+            f"The demo host runs already with DEMO_SUITE={has_suite or '?'} DEMO_HTTP_PORT={has_port}"
+            f"; asked for is DEMO_SUITE={suite} DEMO_HTTP_PORT={port}.",
             "Remove it first (its data goes, too): make demo-down; or ask for what it has.",
         )
     if running != "true" and not is_free(port):

@@ -12,14 +12,16 @@ from console import CACHE, Failure, as_root, ask, install, main, run, say, which
 START_SECONDS = 60
 SOCKET = Path("/run/docker.sock")
 
-# What a killed engine leaves behind. Engine and containerd believe such a file when any process has that number.
-PID_FILES = {Path("/run/docker.pid"): "dockerd", Path("/run/docker/containerd/containerd.pid"): "containerd"}
+# A killed engine leaves these behind, and the next one believes them when any process has that number by then.
+ENGINE_PID_FILE = Path("/run/docker.pid")
+CONTAINERD_PID_FILE = Path("/run/docker/containerd/containerd.pid")
 
 
 def ensure_engine() -> None:
     """Return when `docker` reaches an engine; raises `Failure` when that can't be had."""
-    if which("docker") is None or (which("dockerd") is None and answer()):
-        install(engine_packages(), "run the hosts of the demo and of the tests")
+    purpose = "run the hosts of the demo and of the tests"
+    if which("docker") is None:
+        install(engine_packages(), purpose)
     refusal = answer()
     if refusal and "permission denied" not in refusal:
         if os.environ.get("DOCKER_HOST"):
@@ -27,6 +29,8 @@ def ensure_engine() -> None:
                 f"No Docker engine answers at DOCKER_HOST={os.environ['DOCKER_HOST']}: {refusal}",
                 "Start that engine, or unset DOCKER_HOST to use one on this machine.",
             )
+        if which("dockerd") is None:
+            install(engine_packages(), purpose)
         start()
         refusal = answer()
     if "permission denied" in refusal:
@@ -53,7 +57,7 @@ def engine_packages() -> list[str]:
 def start() -> None:
     """Start the engine and wait until it answers, at most `START_SECONDS`."""
     purpose = "start the Docker engine"
-    if Path("/run/systemd/system").is_dir():
+    if is_booted_by_systemd():
         say("Starting the Docker engine by systemd")
         run(as_root(["systemctl", "start", "docker"], purpose), "See: journalctl -u docker")
         wait("journalctl -u docker")
@@ -61,8 +65,12 @@ def start() -> None:
     dockerd = which("dockerd")
     if dockerd is None:
         raise Failure("There is a docker command but no dockerd.", "Install Docker's engine, then start again.")
-    for path, name in PID_FILES.items():
-        if is_stale(path, name):
+    if ENGINE_PID_FILE.exists() and not is_stale(ENGINE_PID_FILE, "dockerd"):
+        # Started a moment ago, by its package or by somebody else.
+        wait("of the engine that runs already")
+        return
+    for path, name in ((ENGINE_PID_FILE, "dockerd"), (CONTAINERD_PID_FILE, "containerd")):
+        if path.exists() and is_stale(path, name):
             say(f"Removing {path}, left behind by a {name} that was killed")
             run(as_root(["rm", "-f", str(path)], purpose), f"Remove {path} by hand, then start again.")
     CACHE.mkdir(exist_ok=True)
@@ -72,6 +80,11 @@ def start() -> None:
     script = f"setsid '{dockerd}' </dev/null >'{log}' 2>&1 & echo $!"
     started = subprocess.run(as_root(["sh", "-c", script], purpose), check=False, stdout=subprocess.PIPE, text=True)
     wait(str(log), Path("/proc") / started.stdout.strip())
+
+
+def is_booted_by_systemd() -> bool:
+    """Tell whether systemd is this machine's PID 1."""
+    return Path("/run/systemd/system").is_dir()
 
 
 def wait(where: str, process: Path | None = None) -> None:
@@ -95,13 +108,11 @@ def wait(where: str, process: Path | None = None) -> None:
 
 
 def is_stale(path: Path, name: str) -> bool:
-    """Tell whether a PID file names no running process called `name`. Files without a number are stale too."""
+    """Tell whether the PID file names no running process called `name`. A file without a number is stale, too."""
     try:
         number = int(path.read_text())
         return Path(f"/proc/{number}/comm").read_text().strip() != name
-    except FileNotFoundError:
-        return path.exists()
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return True
 
 

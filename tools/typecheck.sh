@@ -5,6 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 MYPYPATH=$(printf '%s:' tools roles/*/files roles/*/files/*/)
 export MYPYPATH
+status=0
 
 for directory in tools plugins/* roles/*/files; do
     sources=$(
@@ -14,6 +15,7 @@ for directory in tools plugins/* roles/*/files; do
     if [ -n "$sources" ]; then
         printf '%s: ' "$directory"
         # shellcheck disable=SC2086  # a list of files without blanks in their names
-        .venv/bin/mypy --strict --scripts-are-modules $sources
+        .venv/bin/mypy --strict --scripts-are-modules $sources || status=1
     fi
 done
+exit "$status"

@@ -1,0 +1,1 @@
+"""The chat's tests: `python manage.py test`."""

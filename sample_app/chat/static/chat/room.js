@@ -24,6 +24,7 @@ let attempts = 0;
 let timer = 0;
 let answerTimer = 0;
 let gone = false;
+let following = true; // the log stays at its end until somebody scrolls up
 
 /** A list kept for this tab, so that a reload loses nothing. Without storage it lives as long as the page. */
 function stored(key, most) {
@@ -58,7 +59,7 @@ function connect() {
   address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
   const opened = new WebSocket(address);
   socket = opened;
-  opened.onopen = () => expectAnswer();
+  expectAnswer();
   opened.onmessage = (event) => {
     if (socket === opened) receive(JSON.parse(event.data));
   };
@@ -69,7 +70,7 @@ function connect() {
 
 function disconnected(code) {
   socket = null;
-  clearTimeout(answerTimer);
+  answered();
   setOnline(null);
   if (code === NO_ROOM) {
     gone = true;
@@ -88,13 +89,17 @@ function disconnected(code) {
 
 /** Takes the connection for dead unless something comes over it soon. */
 function expectAnswer() {
-  clearTimeout(answerTimer);
+  if (answerTimer) return;
   const expecting = socket;
   answerTimer = setTimeout(() => {
-    if (socket !== expecting || !expecting) return;
     disconnected(0);
     expecting.close();
   }, ANSWER_WITHIN);
+}
+
+function answered() {
+  clearTimeout(answerTimer);
+  answerTimer = 0;
 }
 
 function send(content) {
@@ -115,7 +120,7 @@ function wake() {
 }
 
 function receive(content) {
-  clearTimeout(answerTimer);
+  answered();
   switch (content.type) {
     case "history":
       attempts = 0;
@@ -229,7 +234,6 @@ function clock(time) {
 
 function addMessage({ id, author, text, sent_at }) {
   if (list.querySelector(`[data-id="${id}"]`)) return;
-  const follow = atEnd();
   const time = make("time", "");
   time.dateTime = sent_at;
   const item = messageItem(author, text, clock(time));
@@ -241,7 +245,7 @@ function addMessage({ id, author, text, sent_at }) {
   if (before) before.after(item);
   else list.prepend(item);
   element("empty").hidden = true;
-  if (follow) scrollToEnd();
+  if (following) scrollToEnd();
   else element("jump").hidden = false;
 }
 
@@ -274,6 +278,7 @@ function atEnd() {
 
 function scrollToEnd() {
   log.scrollTop = log.scrollHeight;
+  following = true;
   element("jump").hidden = true;
 }
 
@@ -295,8 +300,13 @@ field.addEventListener("keydown", (event) => {
 });
 
 log.addEventListener("scroll", () => {
-  if (atEnd()) element("jump").hidden = true;
+  following = atEnd();
+  if (following) element("jump").hidden = true;
 });
+// A phone's keyboard makes the log smaller; its end stays in sight.
+new ResizeObserver(() => {
+  if (following) scrollToEnd();
+}).observe(log);
 element("jump").addEventListener("click", () => {
   scrollToEnd();
   field.focus();

@@ -1,0 +1,95 @@
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from unittest import TestCase
+from unittest.mock import patch
+
+from django.core.exceptions import ImproperlyConfigured
+
+from config.environment import flag, items, secret
+from config.settings import BASE_DIR, channel_layer, database
+
+
+class EnvironmentTest(TestCase):
+    def test_a_credential_is_stronger_than_the_environment(self):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "NAME").write_text("from file\n")
+            with patch.dict(os.environ, {"CREDENTIALS_DIRECTORY": folder, "NAME": "variable", "OTHER": "other"}):
+                self.assertEqual(secret("NAME"), "from file")
+                self.assertEqual(secret("OTHER"), "other")
+                self.assertEqual(secret("NONE"), "")
+
+    def test_an_unreadable_credential_is_an_error(self):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "NAME").mkdir()
+            with (
+                patch.dict(os.environ, {"CREDENTIALS_DIRECTORY": folder, "NAME": "variable"}),
+                self.assertRaisesRegex(ImproperlyConfigured, "NAME: its credential file"),
+            ):
+                secret("NAME")
+
+    def test_flags_and_lists(self):
+        with patch.dict(os.environ, {"ON": "1", "OFF": "0", "BAD": "yes"}):
+            self.assertEqual((flag("ON"), flag("OFF"), flag("UNSET")), (True, False, False))
+            with self.assertRaisesRegex(ImproperlyConfigured, "BAD is 'yes'"):
+                flag("BAD")
+        self.assertEqual(items(" a, b,,"), ["a", "b"])
+
+
+class ServicesTest(TestCase):
+    def test_postgresql_over_a_socket(self):
+        settings = database("postgresql:///shop?host=/var/run/postgresql")
+        self.assertEqual(settings["NAME"], "shop")
+        self.assertEqual(settings["OPTIONS"]["host"], "/var/run/postgresql")
+        self.assertEqual((settings["CONN_MAX_AGE"], settings["CONN_HEALTH_CHECKS"]), (600, True))
+
+    def test_the_channel_layer(self):
+        self.assertEqual(channel_layer("", "")["BACKEND"], "channels.layers.InMemoryChannelLayer")
+        (host,) = channel_layer("unix://shop@/run/redis-shop/redis.sock", "secret")["CONFIG"]["hosts"]
+        self.assertEqual(
+            host,
+            {
+                "address": "unix://shop@/run/redis-shop/redis.sock",
+                "password": "secret",
+                "socket_timeout": 30,
+                "max_connections": 5000,
+            },
+        )
+        self.assertNotIn("password", channel_layer("redis://h", "")["CONFIG"]["hosts"][0])
+
+
+class ProductionTest(TestCase):
+    """The settings as a server loads them, each time in a process of its own."""
+
+    def run_python(self, code: str, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=BASE_DIR,
+            env={"PATH": os.environ["PATH"], "DJANGO_SETTINGS_MODULE": "config.settings", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def test_no_secret_key(self):
+        done = self.run_python("import django; django.setup()")
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("SECRET_KEY is missing", done.stderr)
+
+    def test_no_twisted_for_http(self):
+        done = self.run_python("import config.wsgi, sys; print('twisted' in sys.modules)", SECRET_KEY="x" * 50)
+        self.assertEqual(done.stdout.strip(), "False", done.stderr)
+
+    def test_static_names_have_a_digest(self):
+        with tempfile.TemporaryDirectory() as folder:
+            code = (
+                "import django; django.setup()\n"
+                "from django.core.management import call_command\n"
+                "from django.templatetags.static import static\n"
+                "call_command('collectstatic', interactive=False, verbosity=0); print(static('chat/room.js'))"
+            )
+            done = self.run_python(code, SECRET_KEY="x" * 50, STATIC_ROOT=folder)
+            self.assertRegex(done.stdout, r"^/static/chat/room\.[0-9a-f]{12}\.js$", done.stderr)
+            self.assertTrue((Path(folder) / done.stdout.strip().removeprefix("/static/")).exists())

@@ -165,7 +165,9 @@ def run_arguments(cgroups: int) -> list[str]:
     """
     arguments = [
         # What systemd and its sandboxes need; --privileged would hand over the machine, and fails on some.
-        *("--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
+        # SYS_PTRACE: without it PrivateUsers= fails beside ProtectProc=invisible, since PID 1 may not see its own child.
+        *("--cap-add", "SYS_ADMIN", "--cap-add", "SYS_PTRACE"),
+        *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
         *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec"),  # noqa: S108  (the host's own)
         *("--stop-signal", "RTMIN+3"),
     ]

@@ -301,10 +301,15 @@ def stage_tree(directory: Path, tree: Tree, marker: Path) -> Path:
     return directory / "nginx.conf"
 
 
+def reason(line: str) -> str:
+    """Return what a line of Nginx's log or output says, without its time, level and process."""
+    return re.sub(r"^.*?\[emerg\] (\d+#\d+: )?", "", line)
+
+
 def explain(output: str, stage: Path, tree: Tree) -> str:
     """Turn what nginx -t says about a staged tree into a message about the live one, with the line that it names."""
     text = output.replace(f"{stage}/quintet/", "quintet/").replace(f"{stage}/", "/etc/nginx/")
-    lines = [line.removeprefix("nginx: ") for line in text.splitlines() if "[emerg]" in line or "[alert]" in line]
+    lines = [reason(line) for line in text.splitlines() if "[emerg]" in line]
     message = "Nginx refuses the new configuration:\n" + "\n".join(lines or text.splitlines())
     match = re.search(r" in quintet/(\S+):(\d+)", message)
     if match and match[1] in tree:
@@ -376,11 +381,10 @@ def reload_and_wait(
         lines = emergencies(layout.error_log, offset)
         # It tries five times to listen on an address in use (98), half a second apart, and then says so in another line.
         if any(not re.search(r"bind\(\) to \S+ failed \(98:", line) for line in lines):
-            reasons = [re.sub(r"^.*?\[emerg\] \S+ ", "[emerg] ", line) for line in lines]
-            return ReloadFailure("\n".join(dict.fromkeys(reasons)), final=True)
+            return ReloadFailure("\n".join(dict.fromkeys(map(reason, lines))), final=True)
         time.sleep(0.05)
-    reason = f"No new worker process within {seconds:.0f} seconds; {layout.error_log} may say why."
-    return ReloadFailure(reason, final=False)
+    text = f"No new worker process within {seconds:.0f} seconds; {layout.error_log} may say why."
+    return ReloadFailure(text, final=False)
 
 
 def point_link(layout: Layout, number: int | None) -> None:

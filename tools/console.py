@@ -100,5 +100,6 @@ def install(packages: Sequence[str], purpose: str) -> None:
     say(f"Installing {names}, to {purpose}")
     remedy = f"Install by hand, then start again: apt-get install {names}"
     apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-o", "DPkg::Lock::Timeout=120"]
+    installation = as_root([*apt, "install", "-y", "--no-install-recommends", *packages], purpose)
     run(as_root([*apt, "update"], purpose), remedy)
-    run(as_root([*apt, "install", "-y", "--no-install-recommends", *packages], purpose), remedy)
+    run(installation, remedy)

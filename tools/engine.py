@@ -23,7 +23,10 @@ def ensure_engine() -> None:
     if which("docker") is None:
         install(engine_packages(), purpose)
     refusal = answer()
-    if refusal and "permission denied" not in refusal:
+    if is_forbidden(refusal):
+        share_socket()
+        refusal = answer()
+    if refusal:
         if os.environ.get("DOCKER_HOST"):
             raise Failure(
                 f"No Docker engine answers at DOCKER_HOST={os.environ['DOCKER_HOST']}: {refusal}",
@@ -33,7 +36,8 @@ def ensure_engine() -> None:
             install(engine_packages(), purpose)
         start()
         refusal = answer()
-    if "permission denied" in refusal:
+    # An engine that has just been started has a new socket.
+    if is_forbidden(refusal):
         share_socket()
         refusal = answer()
     if refusal:
@@ -46,6 +50,11 @@ def answer() -> str:
         return "there is no docker command"
     reply = ask(["docker", "version", "--format", "{{.Server.Version}}"])
     return "" if reply.returncode == 0 else reply.stderr.strip() or f"code {reply.returncode}"
+
+
+def is_forbidden(refusal: str) -> bool:
+    """Tell whether an engine runs and only refuses this user."""
+    return "permission denied" in refusal
 
 
 def engine_packages() -> list[str]:
@@ -94,7 +103,7 @@ def wait(where: str, process: Path | None = None) -> None:
     """
     say(f"Waiting for the Docker engine to answer, at most {START_SECONDS} s")
     deadline = time.monotonic() + START_SECONDS
-    while (refusal := answer()) and "permission denied" not in refusal:
+    while (refusal := answer()) and not is_forbidden(refusal):
         if process is not None and not process.exists():
             refusal = "it ended at once"
         elif time.monotonic() < deadline:

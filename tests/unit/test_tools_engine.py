@@ -123,6 +123,13 @@ def test_lets_the_user_reach_an_engine_of_root(stub: Stub, state: Path) -> None:
     engine.ensure_engine()
 
 
+def test_starts_an_engine_that_sleeps_behind_a_forbidden_socket(stub: Stub, state: Path) -> None:
+    state.write_text("denied")
+    stub("chown", f"echo down > {state}")
+    stub("dockerd", f"echo up > {state}; exec sleep 3")
+    engine.ensure_engine()
+
+
 def test_does_not_start_an_engine_beside_the_one_that_is_named(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
     with pytest.raises(console.Failure, match=r"No Docker engine answers at DOCKER_HOST=tcp://192.0.2.1:2375"):

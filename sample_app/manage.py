@@ -9,8 +9,8 @@ def main() -> None:
     """Run the command that the arguments name."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     if sys.argv[1:2] == ["test"]:
-        # Tests need neither a secret nor collected static files.
-        os.environ.setdefault("DEBUG", "1")
+        # Tests need no secret, no collected static files and no Redis; DATABASE_URL counts.
+        os.environ.update(DEBUG="1", CHANNEL_LAYER_URL="")
     from django.core.management import execute_from_command_line
 
     execute_from_command_line(sys.argv)

@@ -108,13 +108,14 @@ class RoomConsumer(JsonConsumer):
             raise
         if not self.allowance.take():
             raise BadInputError("too_fast", "That was too much at once. Send it again in a few seconds.", ref)
-        message = await self.store(ref, text)
+        message = await self.store(self.room, ref, text)
         await self.send_json({"type": "ack", "ref": ref, "id": message.pk})
 
-    async def store(self, ref: str, text: str) -> Message:
+    async def store(self, room: Room, ref: str, text: str) -> Message:
         """Store a message and, when it is new, tell the room. Raises BadInputError when the database is away."""
         try:
-            message, created = await database_sync_to_async(messages.store)(self.room.pk, self.person, ref, text)
+            message: Message
+            message, created = await database_sync_to_async(messages.store)(room.pk, self.person, ref, text)
         except DatabaseError as error:
             logger.exception("A message could not be stored.")
             raise BadInputError(

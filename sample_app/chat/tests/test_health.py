@@ -2,6 +2,7 @@ import os
 from unittest.mock import patch
 
 from channels.layers import InMemoryChannelLayer
+from django.conf import settings
 from django.db import OperationalError
 from django.test import TestCase, override_settings
 
@@ -18,7 +19,7 @@ class HealthTest(TestCase):
                 "status": "ok",
                 "database": "ok",
                 "channel_layer": "none",
-                "generation": "development",
+                "generation": settings.QUINTET_GENERATION,
                 "process": os.getpid(),
             },
         )

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
 
 from channels.layers import get_channel_layer
+from django.conf import settings
 from django.db import OperationalError, connections
 from django.test import TransactionTestCase
 
@@ -28,7 +29,7 @@ class HealthSocketTest(SocketTestCase):
         await client.send_json_to({"type": "ping"})
         self.assertEqual(
             await client.receive_json_from(),
-            {"type": "pong", "generation": "development", "process": os.getpid()},
+            {"type": "pong", "generation": settings.QUINTET_GENERATION, "process": os.getpid()},
         )
         await client.disconnect()
 

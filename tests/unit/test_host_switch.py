@@ -35,7 +35,7 @@ def test_first_activation_on_a_host_where_nothing_serves(tmp_path: Path) -> None
     done = switch.activate(here.host, "shop", A)
     assert (done.changed, done.generation, done.previous) == (True, A, None)
     assert here.current == A
-    assert os.readlink(tmp_path / "srv/shop/current") == f"generations/{A}"
+    assert (tmp_path / "srv/shop/current").readlink() == Path("generations") / A
     assert here.state(A) == ("good", "")
     assert len(here.running(A)) == 4
     assert here.system.detached == []
@@ -455,9 +455,11 @@ def test_drain_refuses_what_serves(here: Machine) -> None:
 
 def test_drain_looks_again_after_its_wait(here: Machine) -> None:
     here.serve(B)
-    here.clock.sleep = lambda _seconds: replace_link(  # type: ignore[method-assign]
-        here.layout.current("shop"), f"generations/{A}"
-    )
+
+    def sleep(seconds: float) -> None:
+        replace_link(here.layout.current("shop"), f"generations/{A}")
+
+    here.clock.sleep = sleep  # type: ignore[method-assign]
     with pytest.raises(QuintetError, match="serves and is not drained"):
         drain.drain(here.host, "shop", A)
     assert len(here.running(A)) == 4

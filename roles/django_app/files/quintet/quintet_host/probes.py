@@ -217,6 +217,8 @@ def _read(response: http.client.HTTPResponse, stream: socket.socket | None, dead
             stream.settimeout(left)
         part = response.read1(64 * 1024)
         if not part:
+            if response.length:  # read1 does not tell a cut answer from a complete one
+                raise http.client.IncompleteRead(body, response.length)
             break
         body += part
     return body

@@ -63,8 +63,8 @@ def _removable(host: Host, app: str, keep: int) -> list[str]:
     for identifier in host.layout.generation_ids(app):
         generation = find(host.layout, app, identifier)
         is_good = store.generation(identifier).state == "good"
-        built_at = generation.built_at if generation else ""
-        (good if is_good else others).append((built_at or store.generation(identifier).since, identifier))
+        # One that can't say when it was built counts as the oldest.
+        (good if is_good else others).append((generation.built_at if generation else "", identifier))
     old = sorted(good, reverse=True)[keep:] + sorted(others, reverse=True)[KEEP_OTHERS:]
     return sorted(one for _, one in old if one not in needed and not _in_use(host, app, one))
 

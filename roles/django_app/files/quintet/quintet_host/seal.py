@@ -37,20 +37,7 @@ def seal(host: Host, app: str, identifier: str) -> bool:
     owner, root_group = host.owner
     private = Permissions(owner, _group_number(generation), 0o750, 0o640, 0o750)
     public = Permissions(owner, root_group, 0o755, 0o644, 0o644)
-    descriptor = _open_directory(str(generation.path), None)
-    try:
-        os.fchown(descriptor, owner, root_group)
-        os.fchmod(descriptor, 0o751)
-        for name, permissions in (("src", private), ("static", public), ("units", public)):
-            try:
-                seal_tree(descriptor, name, permissions, str(generation.path / name))
-            except FileNotFoundError as error:
-                if name != "static":  # an app may have none
-                    raise _unsealable(generation, f"it has no {name}") from error
-        os.chown("generation.json", owner, root_group, dir_fd=descriptor, follow_symlinks=False)
-        os.chmod("generation.json", 0o640, dir_fd=descriptor)
-    finally:
-        os.close(descriptor)
+    _seal_parts(generation, {"src": private, "static": public, "units": public}, owner, root_group)
     _seal_venv(host, generation, private)
     _link_run(host, generation)
     # After this its files survive a loss of power as surely as the state that vouches for them.
@@ -64,6 +51,28 @@ def seal(host: Host, app: str, identifier: str) -> bool:
     return changed
 
 
+def _seal_parts(generation: Generation, parts: dict[str, Permissions], owner: int, group: int) -> None:
+    """Seal the generation's directory: named parts as told, anything else for root alone."""
+    alone = Permissions(owner, group, 0o700, 0o640, 0o750)
+    descriptor = _open_directory(str(generation.path), None)
+    try:
+        os.fchown(descriptor, owner, group)
+        os.fchmod(descriptor, 0o751)
+        names = _names(descriptor)
+        for name in sorted({"src", "units"} - set(names)):
+            raise _unsealable(generation, f"it has no {name}")
+        for name in names:
+            shown = str(generation.path / name)
+            if name in parts:
+                if not stat.S_ISDIR(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
+                    raise _unsealable(generation, f"its {name} is not a directory")
+                seal_tree(descriptor, name, parts[name], shown)
+            else:
+                _seal_entry(descriptor, name, alone, shown)
+    finally:
+        os.close(descriptor)
+
+
 def seal_tree(parent: int, name: str, permissions: Permissions, shown: str) -> None:
     """Set owner, group and mode of a directory (`name` in the open directory `parent`) and all below it.
 
@@ -73,24 +82,26 @@ def seal_tree(parent: int, name: str, permissions: Permissions, shown: str) -> N
     try:
         os.fchown(descriptor, permissions.owner, permissions.group)
         os.fchmod(descriptor, permissions.directory)
-        with os.scandir(descriptor) as entries:
-            names = [entry.name for entry in entries]
-        for child in names:
-            found = os.stat(child, dir_fd=descriptor, follow_symlinks=False)
-            if stat.S_ISDIR(found.st_mode):
-                seal_tree(descriptor, child, permissions, f"{shown}/{child}")
-            elif stat.S_ISREG(found.st_mode):
-                _seal_file(descriptor, child, found, permissions)
-            elif stat.S_ISLNK(found.st_mode):
-                os.chown(child, permissions.owner, permissions.group, dir_fd=descriptor, follow_symlinks=False)
-            else:
-                raise QuintetError(
-                    f"{shown}/{child} is neither a file nor a directory nor a link.",
-                    "Sealing a generation stopped there; it is not served.",
-                    "Remove it from the source or the build commands and build again.",
-                )
+        for child in _names(descriptor):
+            _seal_entry(descriptor, child, permissions, f"{shown}/{child}")
     finally:
         os.close(descriptor)
+
+
+def _seal_entry(directory: int, name: str, permissions: Permissions, shown: str) -> None:
+    found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if stat.S_ISDIR(found.st_mode):
+        seal_tree(directory, name, permissions, shown)
+    elif stat.S_ISREG(found.st_mode):
+        _seal_file(directory, name, found, permissions)
+    elif stat.S_ISLNK(found.st_mode):
+        os.chown(name, permissions.owner, permissions.group, dir_fd=directory, follow_symlinks=False)
+    else:
+        raise QuintetError(
+            f"{shown} is neither a file nor a directory nor a link.",
+            "Sealing a generation stopped there; it is not served.",
+            "Remove it from the source or the build commands and build again.",
+        )
 
 
 def _seal_file(directory: int, name: str, found: os.stat_result, permissions: Permissions) -> None:
@@ -160,6 +171,11 @@ def _group_number(generation: Generation) -> int:
         return grp.getgrnam(generation.group).gr_gid
     except KeyError as error:
         raise _unsealable(generation, f"there is no group {generation.group} on this host") from error
+
+
+def _names(directory: int) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in entries]
 
 
 def _open_directory(name: str, parent: int | None) -> int:

@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 
 ACCEPT_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
@@ -103,7 +104,8 @@ class WebSocket:
             pass
 
     def _answer_close(self, payload: bytes) -> None:
-        self._send_frame(CLOSE, payload[:2])
+        with suppress(OSError):  # a server that is gone at once has said why all the same
+            self._send_frame(CLOSE, payload[:2])
         if len(payload) < 2:
             raise ClosedError(1005)
         raise ClosedError(struct.unpack("!H", payload[:2])[0], payload[2:].decode(errors="replace"))

@@ -1,0 +1,114 @@
+"""What `quintet prune` removes, and what it never does."""
+
+from pathlib import Path
+
+import pytest
+from host_support import A, B, C, D, E, F, Machine, machine, slept_for
+from quintet_host.prune import prune
+from quintet_host.state import AppState, Hold
+from quintet_host.units import drain_unit
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Machine:
+    """A host with six good generations, built in the order of their letters; F, the newest, serves."""
+    found = machine(tmp_path)
+    for identifier in (A, B, C, D, E, F):
+        found.add(identifier, "good")
+    found.serve(F)
+    return slept_for(found, 7200)
+
+
+def test_the_newest_good_ones_stay(here: Machine) -> None:
+    done = prune(here.host, "shop")
+    assert done.generations == [A, B, C]
+    assert here.layout.generation_ids("shop") == [D, E, F]
+    assert sorted(path.name for path in (here.layout.state("shop") / "generations").iterdir()) == [
+        f"{one}.json" for one in (D, E, F)
+    ]
+    assert here.log() == [("prune", "ok")]
+    assert prune(here.host, "shop").public()["changed"] is False
+
+
+def test_current_previous_held_running_and_draining_ones_stay(here: Machine) -> None:
+    here.serve(B)
+    here.host.store("shop").write(AppState(previous=A, hold=Hold(C, "", "")))
+    here.system.active = {f"daphne-shop-1@{D}.service": "deactivating", drain_unit("shop", E): "active"}
+    assert prune(here.host, "shop", keep=1).generations == []
+    here.system.active.clear()
+    assert prune(here.host, "shop", keep=1).generations == [D, E]
+
+
+def test_the_last_two_that_never_served_stay(here: Machine) -> None:
+    for identifier in (A, B, C):
+        here.host.store("shop").mark(identifier, "failed", "no", here.clock.now())
+    assert prune(here.host, "shop").generations == [A]
+
+
+def test_what_may_still_be_being_built_stays(tmp_path: Path) -> None:
+    here = machine(tmp_path)
+    for identifier in (A, B, C):
+        here.add(identifier, "building")
+    assert prune(slept_for(here, 60).host, "shop").generations == []
+    assert prune(slept_for(here, 7200).host, "shop").generations == [A]
+
+
+def test_a_generation_without_a_description_can_be_removed(here: Machine) -> None:
+    (here.layout.generation("shop", A) / "generation.json").unlink()
+    here.host.store("shop").mark(A, "failed", "", here.clock.now())
+    for identifier in (B, C):
+        here.host.store("shop").mark(identifier, "failed", "", here.clock.now())
+    assert prune(here.host, "shop").generations == [A]
+
+
+def test_a_removal_that_was_killed_is_finished(here: Machine) -> None:
+    half = here.layout.generations("shop") / f".{A}.pruned"
+    (half / "src").mkdir(parents=True)
+    prune(here.host, "shop")
+    assert not half.exists()
+
+
+def test_environments_that_nobody_uses_go(tmp_path: Path) -> None:
+    here = machine(tmp_path)
+    here.add(A, "good", venv="used")
+    here.add(B, "good", venv="dropped")
+    here.serve(B)
+    here.serve(A)
+    here.system.active.clear()
+    assert prune(slept_for(here, 60).host, "shop", keep=1).venvs == []
+    late = slept_for(here, 7200)
+    late.host.store("shop").mark(B, "failed", "", late.clock.now())
+    for identifier in (C, D):
+        late.add(identifier, "failed", venv="used")
+    assert prune(late.host, "shop").venvs == ["dropped"]
+    assert [path.name for path in here.layout.venvs("shop").iterdir()] == ["used"]
+
+
+def revisions(here: Machine) -> Path:
+    return here.layout.configuration("shop") / "revisions"
+
+
+def test_revisions_that_nobody_uses_go(tmp_path: Path) -> None:
+    here = machine(tmp_path)
+    here.add(A, "good", revision=2)
+    for number in (1, 2, 9, 10):
+        (revisions(here) / str(number)).mkdir(parents=True)
+    assert prune(here.host, "shop").revisions == ["1", "9"], "2 is used, 10 is the newest (not 9, as text has it)"
+
+
+def test_revisions_stay_while_one_does_not_say_which_it_uses(tmp_path: Path) -> None:
+    here = machine(tmp_path)
+    here.add(A, "building")
+    (here.layout.generation("shop", A) / "generation.json").unlink()
+    for number in (1, 2):
+        (revisions(here) / str(number)).mkdir(parents=True)
+    assert prune(here.host, "shop").revisions == []
+
+
+def test_links_inside_are_not_followed(here: Machine, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    (here.layout.generation("shop", A) / "src/link").symlink_to(outside)
+    assert A in prune(here.host, "shop").generations
+    assert (outside / "kept").exists()

@@ -1,0 +1,340 @@
+"""The templates and defaults of the role nginx, rendered for the corners."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+ROLE = Path(__file__).parents[2] / "roles/nginx"
+SERVER = "unix:/run/shop/gunicorn.sock"
+
+
+def load(path: str) -> dict[str, Any]:
+    content: dict[str, Any] = DataLoader().load_from_file(str(ROLE / path), trusted_as_template=True)
+    return content
+
+
+def render(template: str, **variables: Any) -> str:
+    """Render a template of the role with its defaults, as a play would."""
+    known = {
+        **load("vars/main.yml"),
+        **load("defaults/main.yml"),
+        "ansible_facts": {},
+        "ansible_managed": "Ansible managed",
+    }
+    text = trust_as_template((ROLE / "templates" / template).read_text())
+    return str(Templar(DataLoader(), variables={**known, **variables}).template(text, escape_backslashes=False) or "")
+
+
+def site(**variables: Any) -> str:
+    plain = {
+        "nginx_site_name": "shop",
+        "nginx_site_domains": ["shop.example"],
+        "nginx_site_http_servers": [{"server": SERVER}],
+    }
+    given = {f"nginx_site_{name}": value for name, value in variables.items()}
+    assert render("site_faults.j2", **{**plain, **given}).strip() == ""
+    return render("site.conf.j2", **{**plain, **given})
+
+
+def app_site(**app: Any) -> str:
+    app = {"name": "shop", "domains": ["shop.example"], **app}
+    assert render("site_faults.j2", django_app=app).strip() == ""
+    return render("site.conf.j2", django_app=app)
+
+
+def block(text: str, head: str) -> str:
+    """Return the block that begins with that line, to the bracket that closes it at the same depth."""
+    match = re.search(rf"^( *){re.escape(head)} \{{\n(.*?)^\1\}}\n", text, re.M | re.S)
+    assert match, f"no block '{head}' in:\n{text}"
+    return match[2]
+
+
+def blocks(text: str, pattern: str) -> list[str]:
+    return re.findall(rf"^ *({pattern}) \{{$", text, re.M)
+
+
+def test_a_bare_http_site_has_one_upstream_and_one_location() -> None:
+    text = site()
+    assert blocks(text, "upstream .*") == ["upstream shop-http"]
+    assert blocks(text, "location .*") == ["location /"]
+    assert blocks(text, "map .*") == []
+    assert f"    server {SERVER};\n" in block(text, "upstream shop-http")
+    assert "include quintet/proxy.conf;" in block(text, "location /")
+    assert "server_name shop.example;" in text
+
+
+def test_braces_are_balanced_and_blank_lines_single() -> None:
+    for text in (
+        site(),
+        app_site(
+            asgi="config.asgi:application",
+            aliases=["www.shop.example"],
+            nginx={"extra": "location = /x {\n    return 204;\n}"},
+        ),
+        render(
+            "http.conf.j2",
+            nginx_http_extra="limit_req_zone $remote_addr zone=x:1m rate=1r/s;",
+            nginx_trusted_proxies=["10.0.0.1"],
+        ),
+        render("http.conf.j2", nginx_gzip=False),
+    ):
+        code = re.sub(r'"[^"]*"|#.*', "", text)
+        assert code.count("{") == code.count("}")
+        assert "\n\n\n" not in text
+        assert text.endswith("\n")
+        assert not text.endswith("\n\n")
+
+
+def test_an_app_with_channels_is_split_by_path() -> None:
+    text = app_site(asgi="config.asgi:application", websocket_paths=["/ws/", "/live/"])
+    assert blocks(text, "location /.*") == ["location /", "location /ws/", "location /live/"]
+    websocket = block(text, "location /live/")
+    assert "proxy_pass http://shop-websocket;" in websocket
+    assert "proxy_set_header Upgrade $quintet_upgrade;" in websocket
+    assert "proxy_set_header Connection $quintet_connection;" in websocket
+    assert "proxy_read_timeout 75s;" in websocket
+    plain = block(text, "location /")
+    assert "proxy_pass http://shop-http;" in plain
+    assert 'proxy_set_header Connection "";' in plain
+    assert "Upgrade" not in plain
+    assert "unix:/srv/shop/current/run/daphne.sock;" in block(text, "upstream shop-websocket")
+    assert "keepalive" not in block(text, "upstream shop-websocket")
+    assert "unix:/srv/shop/current/run/gunicorn.sock;" in block(text, "upstream shop-http")
+
+
+def test_an_app_without_channels_is_not_split() -> None:
+    text = app_site(asgi="", websocket_paths=["/ws/"])
+    assert "websocket" not in text
+    assert blocks(text, "location /.*") == ["location /"]
+
+
+def test_the_keys_of_an_app_reach_the_site() -> None:
+    text = app_site(
+        static_url="https://cdn.example/static/",
+        media_url="",
+        nginx={"http_timeout": 7, "client_max_body_size": "1m", "gzip": False, "keepalive": 0},
+    )
+    assert "proxy_read_timeout 7s;" in text
+    assert "client_max_body_size 1m;" in text
+    assert "gzip off;" in text
+    assert "keepalive" not in text
+    assert "alias" not in text
+
+
+def test_every_site_variable_has_its_key_in_the_app() -> None:
+    for name, value in load("defaults/main.yml").items():
+        key = name.removeprefix("nginx_site_")
+        if key not in (name, "name"):
+            assert f"django_app.nginx.{key} | default(" in re.sub(r"\s+", " ", value), name
+
+
+def test_several_servers_share_their_state_and_carry_their_options() -> None:
+    text = site(
+        http_servers=[
+            {"server": "10.0.0.1:8000", "weight": 3, "max_conns": 9, "max_fails": 0, "fail_timeout": 30},
+            {"server": "10.0.0.2:8000", "down": True, "backup": False},
+            {"server": "[fd00::1]:8000", "backup": True},
+        ],
+        http_balance="hash $request_uri consistent",
+    )
+    upstream = block(text, "upstream shop-http")
+    lines = [line.strip() for line in upstream.splitlines()]
+    assert "server 10.0.0.1:8000 weight=3 max_conns=9 max_fails=0 fail_timeout=30s;" in lines
+    assert "server 10.0.0.2:8000 down;" in lines
+    assert "server [fd00::1]:8000 backup;" in lines
+    assert "zone shop-http 64k;" in lines
+    assert lines.index("hash $request_uri consistent;") < lines.index("keepalive 16;"), "Nginx wants the method first"
+    assert "keepalive_time 10s;" in lines
+
+
+def test_aliases_are_redirected_with_scheme_port_and_path() -> None:
+    text = site(domains=["shop.example", "*.shop.example"], aliases=["www.example", "old.example"], alias_status=301)
+    assert (
+        "server_name www.example old.example;\n    return 301 $quintet_scheme://shop.example$quintet_port$request_uri;"
+        in text
+    )
+    assert "server_name shop.example *.shop.example;" in text
+    assert text.count("include quintet/listen.conf;") == 2
+
+
+def test_an_asgi_only_site_needs_no_http_server() -> None:
+    text = site(http_servers=[], websocket_servers=[{"server": SERVER}], websocket_paths=["/"])
+    assert blocks(text, "upstream .*") == ["upstream shop-websocket"]
+    assert blocks(text, "location .*") == ["location /"]
+    assert "proxy_pass http://shop-websocket;" in text
+
+
+def test_streamed_paths_are_not_buffered() -> None:
+    text = site(streamed_paths=["/upload/"])
+    assert "proxy_request_buffering off;" in block(text, "location /upload/")
+    assert "proxy_request_buffering on;" in block(text, "location /")
+
+
+def test_files_are_served_between_slashes_and_without_dotfiles() -> None:
+    text = site(static_url="/assets", static_root="/srv/x/static", media_root="/srv/x/media/")
+    static, media = block(text, "location ^~ /assets/"), block(text, "location ^~ /media/")
+    assert "alias /srv/x/static/;" in static
+    assert "gzip_static on;" in static
+    assert "alias /srv/x/media/;" in media
+    assert "disable_symlinks if_not_owner from=/srv/x/media;" in media
+    for files in (static, media):
+        assert "location ~ /[.] {\n            return 404;" in files
+        assert "add_header X-Content-Type-Options nosniff;" in files
+
+
+@pytest.mark.parametrize(
+    ("path", "immutable"),
+    [
+        ("/static/app.0123456789ab.css", True),
+        ("/static/a.b/app.0123456789ab.min.js", True),
+        ("/static/app.css", False),
+        ("/static/app.0123456789AB.css", False),
+        ("/static/app.0123456789abc.css", False),
+        ("/static/0123456789ab", False),
+    ],
+)
+def test_hashed_names_are_immutable(path: str, immutable: bool) -> None:
+    text = block(site(static_root="/srv/x"), "map $uri $quintet_shop_static_cache")
+    match = re.search(r'"~(.*)" "public, max-age=31536000, immutable";', text)
+    assert match
+    assert bool(re.search(match[1], path)) is immutable
+
+
+def test_a_regular_expression_survives_quoting() -> None:
+    text = site(static_root="/srv/x", static_immutable=r'-[\w"]{8}\.')
+    assert r'"~-[\\w\"]{8}\\."' in text
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/media/a.png", True),
+        ("/media/a.PNG", True),
+        ("/media/a.svg", False),
+        ("/media/a.png.html", False),
+        ("/media/png", False),
+    ],
+)
+def test_what_a_browser_would_run_is_a_download(path: str, shown: bool) -> None:
+    text = block(site(media_root="/srv/x"), "map $uri $quintet_shop_media_disposition")
+    assert "default attachment;" in text
+    match = re.search(r'"~\*(.*)" "";', text)
+    assert match
+    assert bool(re.search(match[1], path, re.I)) is shown
+
+
+def test_names_of_two_apps_do_not_meet() -> None:
+    def names(name: str) -> set[str]:
+        text = app_site(name=name, asgi="x:y", domains=[f"{name.replace('_', '-')}.example"])
+        return set(re.findall(r"^upstream (\S+)|^map \S+ (\S+)", text, re.M))
+
+    assert not names("a") & names("a_http")
+    assert not names("a") & names("a_static")
+
+
+def test_forwarding_headers_are_overwritten_or_blanked() -> None:
+    text = render("proxy.conf.j2")
+    assert "proxy_set_header X-Forwarded-For $remote_addr;" in text
+    assert "proxy_set_header X-Forwarded-Proto $quintet_scheme;" in text
+    assert "proxy_set_header Host $host$quintet_port;" in text
+    for header in (
+        "Forwarded",
+        "X-Forwarded-Host",
+        "X-Forwarded-Ssl",
+        "Script-Name",
+        "Daphne-Root-Path",
+        "Remote-User",
+        "Proxy",
+    ):
+        assert f'proxy_set_header {header} "";' in text
+    assert "$proxy_add_x_forwarded_for" not in text
+    names = re.findall(r"^proxy_set_header (\S+)", text, re.M)
+    assert len(names) == len({name.lower() for name in names})
+
+
+def test_without_load_balancers_nobody_is_believed() -> None:
+    text = render("http.conf.j2")
+    assert "set_real_ip_from" not in text
+    assert "real_ip_header" not in text
+    assert "default 0;" in block(text, "geo $realip_remote_addr $quintet_trusted")
+    assert " 1;" not in block(text, "geo $realip_remote_addr $quintet_trusted")
+
+
+def test_load_balancers_are_believed_about_address_and_scheme() -> None:
+    text = render("http.conf.j2", nginx_trusted_proxies=["10.0.0.1", "fd00::/8"])
+    assert "set_real_ip_from 10.0.0.1;\nset_real_ip_from fd00::/8;\n" in text
+    assert "fd00::/8 1;" in block(text, "geo $realip_remote_addr $quintet_trusted")
+    assert '"1 https" https;' in text
+
+
+@pytest.mark.parametrize(("addresses", "listens"), [([], 1), (["fe80::1"], 2)])
+def test_ipv6_follows_the_host(addresses: list[str], listens: int) -> None:
+    facts = {"all_ipv6_addresses": addresses}
+    listen = render("listen.conf.j2", ansible_facts=facts, nginx_http_port=8080)
+    assert len(re.findall(r"^listen .*8080;$", listen, re.M)) == listens
+    assert (
+        len(
+            re.findall(
+                r"listen .*8080 default_server", render("http.conf.j2", ansible_facts=facts, nginx_http_port=8080)
+            )
+        )
+        == listens
+    )
+
+
+def test_unknown_hosts_get_no_answer() -> None:
+    assert "return 444;" in block(render("http.conf.j2"), "server")
+
+
+@pytest.mark.parametrize(
+    ("fault", "names"),
+    [
+        ({"domains": []}, "nginx_site_domains"),
+        ({"domains": ["https://shop.example"]}, "'https://shop.example'"),
+        ({"domains": ["shop.example; }"]}, "'shop.example; }'"),
+        ({"domains": ["shop.example\n"]}, "is no host name"),
+        ({"domains": ["a.example", "A.example"]}, "there twice"),
+        ({"aliases": ["shop.example"]}, "there twice"),
+        ({"domains": ["*.shop.example"], "aliases": ["x.example"]}, "plain host name first"),
+        ({"http_servers": []}, "nginx_site_http_servers"),
+        ({"http_servers": [{"server": "unix:relative.sock"}]}, "'unix:relative.sock'"),
+        ({"http_servers": [{"server": "http://10.0.0.1"}]}, "'http://10.0.0.1'"),
+        ({"http_balance": "leastconn"}, "'leastconn'"),
+        ({"streamed_paths": ["upload/"]}, "'upload/'"),
+        ({"streamed_paths": ["/up load/"]}, "'/up load/'"),
+        ({"websocket_servers": [{"server": SERVER}], "streamed_paths": ["/ws/"]}, "there twice"),
+        ({"static_root": "/srv/../etc"}, "nginx_site_static_root"),
+        ({"static_root": "/"}, "nginx_site_static_root"),
+        ({"static_root": "static"}, "nginx_site_static_root"),
+        ({"media_root": "/srv/$host"}, "nginx_site_media_root"),
+        ({"static_url": "/"}, "nginx_site_static_url"),
+        ({"media_url": "/me dia/"}, "nginx_site_media_url"),
+        ({"media_inline": ["p|html"]}, "nginx_site_media_inline"),
+    ],
+)
+def test_what_nginx_would_misread_is_refused(fault: dict[str, Any], names: str) -> None:
+    plain = {"name": "shop", "domains": ["shop.example"], "http_servers": [{"server": SERVER}]}
+    text = render("site_faults.j2", **{f"nginx_site_{name}": value for name, value in {**plain, **fault}.items()})
+    assert names in text
+    assert len(text.strip().splitlines()) <= 2 + names.count("is no host name")
+
+
+def test_the_specs_name_every_default_with_its_value() -> None:
+    specs = load("meta/argument_specs.yml")["argument_specs"]
+    options = {**specs["main"]["options"], **specs["site"]["options"]}
+    defaults = load("defaults/main.yml")
+    assert set(defaults) == set(options) - {"django_app"}
+    for name, value in defaults.items():
+        resolved = (
+            Templar(DataLoader(), variables={**defaults, "ansible_facts": {}}).template(value)
+            if name != "nginx_site_name"
+            else None
+        )
+        if "default" in options[name]:
+            assert options[name]["default"] == resolved, name

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from websockets.asyncio.client import ClientConnection, unix_connect
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed
 
 pytest.importorskip("daphne")
@@ -133,8 +133,8 @@ def host(tmp_path: Path) -> Iterator[Host]:
     made.close()
 
 
-def connect(host: Host, path: str = "/", **options: object) -> unix_connect:
-    return unix_connect(str(host.path), f"ws://localhost{path}", compression=None, **options)  # type: ignore[arg-type]
+def dial(host: Host, path: str = "/") -> connect:
+    return unix_connect(str(host.path), f"ws://localhost{path}", compression=None)
 
 
 async def close_code(client: ClientConnection) -> int:
@@ -160,7 +160,7 @@ def test_serves_http_and_websockets(host: Host) -> None:
     server = host.start()
 
     async def echo() -> None:
-        async with connect(host) as client:
+        async with dial(host) as client:
             await client.send("hello")
             assert await client.recv() == "hello"
 
@@ -235,7 +235,7 @@ def test_closes_busy_clients_with_1012_over_the_drain(host: Host) -> None:
         return client.close_code or 0
 
     async def clients() -> list[int]:
-        connected = await asyncio.gather(*(connect(host) for _ in range(100)))
+        connected = await asyncio.gather(*(dial(host) for _ in range(100)))
         tasks = [asyncio.create_task(chatter(client)) for client in connected]
         await asyncio.sleep(0.5)
         server.process.send_signal(signal.SIGTERM)
@@ -297,7 +297,7 @@ def test_a_second_signal_hurries(host: Host) -> None:
     server = host.start("--drain-seconds", "60")
 
     async def clients() -> list[int]:
-        connected = await asyncio.gather(*(connect(host) for _ in range(20)))
+        connected = await asyncio.gather(*(dial(host) for _ in range(20)))
         tasks = [asyncio.create_task(close_code(client)) for client in connected]
         server.process.send_signal(signal.SIGTERM)
         await asyncio.sleep(1)
@@ -312,11 +312,11 @@ def test_waiting_connections_are_left_to_another_process(host: Host) -> None:
     first = host.start("--drain-seconds", "2")
 
     async def clients() -> None:
-        async with connect(host) as old:
+        async with dial(host) as old:
             first.process.send_signal(signal.SIGTERM)
             await asyncio.to_thread(first.wait_for, "STOPPING=1")
             await asyncio.sleep(0.2)
-            pending = asyncio.create_task(connect(host).__aenter__())
+            pending = asyncio.create_task(dial(host).__aenter__())
             await asyncio.sleep(0.5)
             assert not pending.done()
             await asyncio.to_thread(host.start)
@@ -341,7 +341,7 @@ def test_requests_and_handshakes_in_progress_finish(host: Host) -> None:
 
     async def clients() -> None:
         request = asyncio.create_task(asyncio.to_thread(get, host, "/?1.5"))
-        handshake = asyncio.create_task(connect(host, "/?1").__aenter__())
+        handshake = asyncio.create_task(dial(host, "/?1").__aenter__())
         await asyncio.sleep(0.5)
         server.process.send_signal(signal.SIGTERM)
         client = await asyncio.wait_for(handshake, 10)
@@ -377,7 +377,7 @@ def test_disconnect_handlers_run_to_their_end(host: Host) -> None:
     server = host.start("--drain-seconds", "0")
 
     async def client() -> int:
-        connected = await connect(host, "/slow-end")
+        connected = await dial(host, "/slow-end")
         server.process.send_signal(signal.SIGTERM)
         return await close_code(connected)
 

@@ -259,6 +259,19 @@ def test_the_lock_is_refused_with_its_holders_name(here: Machine) -> None:
     assert switch.activate(here.host, "shop", B).changed
 
 
+def test_two_changes_at_once_are_one_too_many(here: Machine) -> None:
+    refused: list[str] = []
+
+    def prober(probe: probes.Probe, endpoint: probes.Endpoint) -> probes.Result:
+        with pytest.raises(QuintetError) as caught:
+            switch.activate(here.host, "shop", A)
+        refused.append(caught.value.what)
+        return here.app(probe, endpoint)
+
+    switch.activate(replace(here.host, prober=prober), "shop", B)
+    assert f"quintet activate shop {B}, process {os.getpid()}" in refused[0]
+
+
 def test_the_lock_names_its_holder_while_it_is_held_only(here: Machine) -> None:
     path = here.layout.state("shop") / "lock"
     seen = []

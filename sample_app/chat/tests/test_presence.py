@@ -117,14 +117,17 @@ class OnlineTest(SocketTestCase):
                 await asyncio.sleep(0.02)
 
     async def test_it_comes_back_after_the_database_was_away(self):
+        ann, _ = await enter(client="a", name="Ann")
+        await self.online(ann, ["Ann"])
         with (
             patch.object(presence, "report", side_effect=OSError),
             self.assertLogs("chat.presence", "WARNING"),
         ):
-            ann, _ = await enter(client="a", name="Ann")
+            ben, _ = await enter(client="b", name="Ben")
             await asyncio.sleep(0.2)
-        await self.online(ann, ["Ann"])
+        await self.online(ann, ["Ann", "Ben"])
         await ann.disconnect()
+        await ben.disconnect()
 
     @override_settings(CHANNEL_GROUP_EXPIRY_SECONDS=0)
     async def test_the_place_in_the_group_is_renewed_and_one_broken_socket_spoils_nothing(self):

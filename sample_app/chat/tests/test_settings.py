@@ -7,6 +7,8 @@ from unittest import TestCase
 from unittest.mock import patch
 
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.test import SimpleTestCase
 
 from config.environment import flag, items, secret
 from config.settings import BASE_DIR, channel_layer, database
@@ -36,6 +38,13 @@ class EnvironmentTest(TestCase):
             with self.assertRaisesRegex(ImproperlyConfigured, "BAD is 'yes'"):
                 flag("BAD")
         self.assertEqual(items(" a, b,,"), ["a", "b"])
+
+
+class MigrationsTest(SimpleTestCase):
+    databases = ("default",)
+
+    def test_they_make_what_the_models_say(self):
+        call_command("makemigrations", check=True, dry_run=True, verbosity=0)
 
 
 class ServicesTest(TestCase):

@@ -152,6 +152,18 @@ class RefTest(SocketTestCase):
         await ann.expect("pong")  # and no message before it
         await ann.disconnect()
 
+    async def test_the_others_hear_it_once(self):
+        path, accept = "/rooms/lobby/messages?client=a", {"Accept": "application/json"}
+        ann, _ = await enter(client="a")
+        ben, _ = await enter(client="b")
+        for _ in range(2):
+            await ann.send_json_to(self.content)
+            await self.async_client.post(path, {"ref": "one", "text": "hello"}, headers=accept)
+        await ann.send_json_to({**self.content, "ref": "two", "text": "the next"})
+        self.assertEqual([(await ben.expect("message"))["text"] for _ in range(2)], ["hello", "the next"])
+        await ann.disconnect()
+        await ben.disconnect()
+
     async def test_on_many_connections_at_once(self):
         clients = [(await enter(client="a"))[0] for _ in range(8)]
         await asyncio.gather(*(client.send_json_to(self.content) for client in clients))

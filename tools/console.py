@@ -38,6 +38,10 @@ def main(action: Callable[[], None]) -> None:
     except Failure as failure:
         print(f"error: {failure}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except PermissionError as error:
+        remedy = "Files of another user are in the way, perhaps from a run as root: give them to yourself (chown)."
+        print(f"error: {error.strerror}: {error.filename}\n{remedy}", file=sys.stderr, flush=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -41,10 +41,14 @@ def boot(host: Host, app: str) -> str:
     generation = load(host.layout, app, current)
     try:
         units.start(host, generation)
-    except QuintetError as error:
+    except units.UnitError as error:
         host.log(app, "boot", "failed", generation=current, reason=error.what)
-        error.details = tuple(host.system.journal(generation.units, began))
-        raise
+        raise QuintetError(
+            error.what,
+            error.where,
+            f"Correct what the journal shows, then: quintet activate {app} {current}",
+            host.system.journal(error.units, began),
+        ) from error
     host.log(app, "boot", "ok", generation=current)
     return f"{app}: generation {current} runs."
 

@@ -213,8 +213,9 @@ def _change(host: Host, generation: Generation, action: str, hold: Hold | None) 
         change.take_back()
         # What once served is not spoilt by today's trouble (a database that is away): it stays a way back.
         state = "good" if store.generation(generation.identifier).state == "good" else "failed"
-        store.mark(generation.identifier, state, failure.what, host.clock.now())
-        log("failed", step=change.step, reason=failure.what)
+        reason = failure.what.removeprefix(f"{generation.app}: generation {generation.identifier}").lstrip(": ")
+        store.mark(generation.identifier, state, reason, host.clock.now())
+        log("failed", step=change.step, reason=reason)
         raise failure from error
     except BaseException:
         change.take_back()
@@ -335,7 +336,8 @@ def _demand_ok(generation: Generation, result: probes.Result) -> None:
 
 def _explained(host: Host, generation: Generation, error: QuintetError, where: str, since: datetime) -> QuintetError:
     """Add to an error what happened to the host, and the journal's lines since the change began."""
-    lines = host.system.journal(generation.units, since)
+    concerned = error.units if isinstance(error, units.UnitError) else generation.units
+    lines = host.system.journal(concerned, since)
     return QuintetError(
         error.what,
         "\n".join(filter(None, [error.where, where])),

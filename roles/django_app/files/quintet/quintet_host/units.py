@@ -1,6 +1,8 @@
 """A generation's units: linking them into systemd, starting and stopping them."""
 
+import re
 import shutil
+from collections.abc import Sequence
 
 from quintet_host.errors import QuintetError
 from quintet_host.files import replace_link
@@ -9,6 +11,14 @@ from quintet_host.host import Host
 from quintet_host.system import Answer
 
 STOPPED = ("inactive", "failed", "unknown")
+
+
+class UnitError(QuintetError):
+    """A failure of systemd; `units` are the ones whose journal tells why."""
+
+    def __init__(self, what: str, where: str, remedy: str, units: Sequence[str]) -> None:
+        super().__init__(what, where, remedy)
+        self.units = tuple(units)
 
 
 def drain_unit(app: str, identifier: str) -> str:
@@ -30,9 +40,9 @@ def is_running(host: Host, generation: Generation) -> bool:
 def start(host: Host, generation: Generation) -> None:
     """Start all units of a generation that don't run and wait until they are ready; raises QuintetError."""
     directories = generation.path / "units/tmpfiles.conf"
-    _demand(host, generation, "its socket directory can't be made", host.system.make_directories(directories))
+    _demand(generation, "its socket directory can't be made", host.system.make_directories(directories))
     if _link(host, generation):
-        _demand(host, generation, "systemd can't read its units", host.system.reload())
+        _demand(generation, "systemd can't read its units", host.system.reload())
     found = states(host, generation)
     # systemd refuses to start a socket under a service that runs without it.
     closed = {_component(unit) for unit in generation.sockets if found[unit] in STOPPED}
@@ -41,8 +51,10 @@ def start(host: Host, generation: Generation) -> None:
         host.system.stop(orphans)
     host.system.reset_failed([unit for unit in generation.units if found[unit] == "failed"])
     for units in (generation.sockets, generation.services):
-        if units:
-            _demand(host, generation, f"{', '.join(units)} did not start", host.system.start(units))
+        answer = host.system.start(units) if units else Answer(True)
+        if not answer.ok:
+            idle = tuple(unit for unit, state in host.system.states(units).items() if state != "active")
+            _demand(generation, f"{', '.join(idle or units)} did not start", answer, idle or units)
 
 
 def stop(host: Host, generation: Generation) -> Answer:
@@ -123,10 +135,12 @@ def _unlink(host: Host, generation: Generation) -> bool:
     return changed
 
 
-def _demand(host: Host, generation: Generation, what: str, answer: Answer) -> None:
+def _demand(generation: Generation, what: str, answer: Answer, units: Sequence[str] = ()) -> None:
     if not answer.ok:
-        raise QuintetError(
+        said = re.sub(r' See "systemctl status .*?" for details\.', "", " ".join(answer.said.split()))
+        raise UnitError(
             f"{generation.app}: generation {generation.identifier}: {what}.",
-            f"systemd said: {' '.join(answer.said.split()) or 'nothing'}",
-            f"See systemctl status {' '.join(generation.units)}",
+            f"systemd said: {said or 'nothing'}",
+            "Correct the app or its settings and deploy it again.",
+            units=units or generation.units,
         )

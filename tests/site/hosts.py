@@ -1,0 +1,195 @@
+"""What the tests of a running site share: hosts, requests through the front door, and runs of playbooks."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from websockets.sync.client import ClientConnection, connect
+
+ROOT = Path(__file__).resolve().parents[2]
+WAIT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """A test host by the name of its container."""
+
+    name: str
+
+    def run(self, *command: str, check: bool = True, user: str = "root", stdin: str | None = None) -> str:
+        """Run a command on the host and return what it prints; raises AssertionError when it fails."""
+        done = subprocess.run(
+            ["docker", "exec", "--interactive", "--user", user, self.name, *command],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert not check or done.returncode == 0, f"{self.name}: {' '.join(command)}\n{done.stdout}{done.stderr}"
+        return done.stdout + ("" if check else done.stderr)
+
+    def fails(self, *command: str, user: str = "root") -> bool:
+        """Say whether a command ends with an error."""
+        done = subprocess.run(["docker", "exec", "--user", user, self.name, *command], capture_output=True, check=False, timeout=120)
+        return done.returncode != 0
+
+    @property
+    def address(self) -> str:
+        """The host's IPv4 address on the engine's network."""
+        done = subprocess.run(
+            ["docker", "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", self.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    def quintet(self, *arguments: str) -> dict[str, Any]:
+        """Call the host command with --json and return its answer."""
+        answer: dict[str, Any] = json.loads(self.run("quintet", *arguments, "--json"))
+        return answer
+
+    def current(self, app: str) -> str:
+        """Return the id of an app's current generation."""
+        generation: str = self.quintet("status", app)["apps"][0]["current"]
+        return generation
+
+    def processes(self, pattern: str) -> set[int]:
+        """Return the main processes of the active services that match a pattern of unit names."""
+        listed = self.run("systemctl", "show", "--property=MainPID", "--value", "--state=active", "--type=service", pattern)
+        return {int(line) for line in listed.split() if line.isdigit() and line != "0"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: str
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+
+@dataclass
+class Site:
+    """One domain on one host, as a browser sees it."""
+
+    host: Host
+    domain: str
+    cookies: dict[str, str] = field(default_factory=dict)
+
+    def request(self, method: str, path: str, body: str | None = None, headers: dict[str, str] | None = None) -> Answer:
+        """Send one request through Nginx and keep its cookies."""
+        connection = http.client.HTTPConnection(self.host.address, 80, timeout=30)
+        sent = {"Host": self.domain, **(headers or {})}
+        if self.cookies:
+            sent["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        connection.request(method, path, body=body, headers=sent)
+        response = connection.getresponse()
+        text = response.read().decode(errors="replace")
+        for value in response.headers.get_all("Set-Cookie") or []:
+            name, _, rest = value.partition("=")
+            self.cookies[name] = rest.split(";")[0]
+        connection.close()
+        return Answer(response.status, {key.lower(): value for key, value in response.headers.items()}, text)
+
+    def get(self, path: str, headers: dict[str, str] | None = None) -> Answer:
+        """Send a GET."""
+        return self.request("GET", path, headers=headers)
+
+    def websocket(self, path: str, origin: str | None = "", **options: Any) -> ClientConnection:
+        """Open a WebSocket through Nginx; the site's own origin unless another, or None, is given."""
+        cookies = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        return connect(
+            f"ws://{self.host.address}{path}",
+            origin=f"http://{self.domain}" if origin == "" else origin,  # type: ignore[arg-type]
+            additional_headers={"Host": self.domain, **({"Cookie": cookies} if cookies else {})},
+            compression=None,
+            proxy=None,
+            open_timeout=30,
+            **options,
+        )
+
+
+def receive(socket: ClientConnection, wanted: str, timeout: float = 20) -> dict[str, Any]:
+    """Return the next message of a type, passing over others."""
+    end = time.monotonic() + timeout
+    while True:
+        message: dict[str, Any] = json.loads(socket.recv(timeout=max(0.1, end - time.monotonic())))
+        if message["type"] == wanted:
+            return message
+
+
+def wait_for(what: str, condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> float:
+    """Wait until a condition holds; returns how many seconds it took, raises AssertionError when it doesn't come."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, f"waited {seconds:.0f} s in vain: {what}"
+        time.sleep(0.2)
+    return time.monotonic() - start
+
+
+@dataclass(frozen=True)
+class Played:
+    """How a run of a playbook ended."""
+
+    code: int
+    output: str
+
+    def count(self, host: str, what: str) -> int:
+        """Return a number of the recap, for example changed."""
+        found = re.search(rf"^{re.escape(host)}\s+:.*\b{what}=(\d+)", self.output, re.MULTILINE)
+        assert found, f"no recap of {host}:\n{self.output[-4000:]}"
+        return int(found.group(1))
+
+    @property
+    def changed(self) -> int:
+        """Changed tasks on all hosts."""
+        return sum(int(number) for number in re.findall(r"\bchanged=(\d+)", self.output))
+
+    @property
+    def changed_tasks(self) -> str:
+        """The names of the changed tasks, for a message."""
+        tasks, name = [], ""
+        for line in self.output.splitlines():
+            if line.startswith("TASK ["):
+                name = line
+            elif line.startswith("changed:"):
+                tasks.append(f"{name} {line}")
+        return "\n".join(tasks)
+
+
+def play(playbook: str, *arguments: str, inventory: Path | None = None, cwd: Path = ROOT) -> Played:
+    """Run a playbook with the scenario's inventory, as a user would."""
+    where = inventory or Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "inventory"
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(where), playbook, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+        env={**os.environ, "ANSIBLE_FORCE_COLOR": "false", "ANSIBLE_NOCOLOR": "true"},
+    )
+    return Played(done.returncode, done.stdout + done.stderr)
+
+
+def play_well(playbook: str, *arguments: str) -> Played:
+    """Run a playbook that must succeed."""
+    played = play(playbook, *arguments)
+    assert played.code == 0, played.output[-6000:]
+    return played

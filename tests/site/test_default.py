@@ -1,0 +1,507 @@
+"""The whole site by site.yml, on both systems side by side (Molecule scenario default)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hosts import ROOT, Host, Site, play, play_well, receive, wait_for
+from websockets.exceptions import InvalidStatus
+
+NAMES = ["quintet-bookworm", "quintet-trixie"]
+APP = "chat"
+DOMAIN = "chat.test"
+ROOM = "/ws/rooms/lobby/"
+
+SOURCE = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent")) / "sample_app"
+
+
+@pytest.fixture(params=NAMES)
+def host(request: pytest.FixtureRequest) -> Host:
+    return Host(request.param)
+
+
+@pytest.fixture
+def site(host: Host) -> Site:
+    return Site(host, DOMAIN)
+
+
+@pytest.fixture(scope="module")
+def curl() -> None:
+    for name in NAMES:
+        Host(name).run("sh", "-c", "command -v curl || apt-get install -qq -y --no-install-recommends curl")
+
+
+# ---- a request's way ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("curl")
+class TestCurl:
+    """From the host itself, with nothing but curl."""
+
+    def curl(self, host: Host, *arguments: str) -> str:
+        return host.run("curl", "--silent", "--show-error", "--include", "--max-time", "10", *arguments, check=False)
+
+    def test_the_page(self, host: Host) -> None:
+        answer = self.curl(host, "--header", f"Host: {DOMAIN}", "http://127.0.0.1/")
+        assert answer.startswith("HTTP/1.1 200")
+        assert "/rooms/lobby/" in answer
+
+    def test_a_websocket_handshake(self, host: Host) -> None:
+        arguments = ["--http1.1", "--max-time", "3", "http://127.0.0.1/ws/health/"]
+        for header in (
+            f"Host: {DOMAIN}",
+            f"Origin: http://{DOMAIN}",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        ):
+            arguments += ["--header", header]
+        assert self.curl(host, *arguments).startswith("HTTP/1.1 101")
+        foreign = [argument.replace(f"Origin: http://{DOMAIN}", "Origin: http://evil.test") for argument in arguments]
+        assert self.curl(host, *foreign).startswith("HTTP/1.1 403")
+
+    def test_an_unknown_host_is_closed(self, host: Host) -> None:
+        assert "Empty reply from server" in self.curl(host, "--header", "Host: unknown.test", "http://127.0.0.1/")
+
+
+def test_health_names_all_parts(site: Site, host: Host) -> None:
+    health = site.get("/healthz").json
+    assert health["status"] == "ok"
+    assert health["database"] == "ok"
+    assert health["channel_layer"] == "ok"
+    assert health["generation"] == host.current(APP)
+
+
+def test_static_files_come_from_disk_compressed_and_for_long(site: Site) -> None:
+    page = site.get("/").body
+    path = re.search(r"/static/chat/[^\"]+\.[0-9a-f]{12}\.css", page)
+    assert path, page
+    answer = site.get(path.group(), headers={"Accept-Encoding": "gzip"})
+    assert answer.status == 200
+    assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert answer.headers["content-encoding"] == "gzip"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    plain = site.get(re.sub(r"\.[0-9a-f]{12}\.", ".", path.group()))
+    assert plain.status == 200
+    assert "immutable" not in plain.headers["cache-control"]
+
+
+def test_an_alias_is_redirected_with_its_path(host: Host) -> None:
+    answer = Site(host, "www.chat.test").get("/rooms/lobby/?page=2")
+    assert answer.status == 308
+    assert answer.headers["location"] == f"http://{DOMAIN}/rooms/lobby/?page=2"
+
+
+def test_forwarding_headers_of_a_client_are_not_believed(site: Site) -> None:
+    headers = {
+        "X-Forwarded-Host": "evil.test",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-For": "1.2.3.4",
+        "Daphne-Root-Path": "/evil",
+        "X-Script-Name": "/evil",
+    }
+    assert site.get("/healthz", headers=headers).json["status"] == "ok"
+    log = json.loads(site.host.run("tail", "--lines=1", "/var/log/nginx/access.log"))
+    wait_for("the access log", lambda: "healthz" in site.host.run("tail", "--lines=3", "/var/log/nginx/access.log"))
+    assert "1.2.3.4" not in json.dumps(log.get("remote_addr", ""))
+
+
+# ---- WebSockets ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("origin", ["http://evil.test", None])
+def test_a_foreign_or_missing_origin_is_refused(site: Site, origin: str | None) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        site.websocket(ROOM, origin=origin)
+    assert refused.value.response.status_code == 403
+
+
+def process_of(connection: object) -> int:
+    connection.send(json.dumps({"type": "ping"}))  # type: ignore[attr-defined]
+    answer = receive(connection, "pong")  # type: ignore[arg-type]
+    return int(answer["process"])
+
+
+def test_the_health_socket_answers_with_generation_and_process(site: Site, host: Host) -> None:
+    with site.websocket("/ws/health/") as connection:
+        connection.send(json.dumps({"type": "ping"}))
+        answer = receive(connection, "pong")
+    assert answer["generation"] == host.current(APP)
+    assert answer["process"] in host.processes("daphne-chat-*")
+
+
+def test_connections_are_shared_out_between_the_processes(site: Site, host: Host) -> None:
+    connections = [site.websocket("/ws/health/") for _ in range(20)]
+    processes = {process_of(connection) for connection in connections}
+    for connection in connections:
+        connection.close()
+    assert processes == host.processes("daphne-chat-*")
+    assert len(processes) == 2
+
+
+def test_a_message_reaches_everybody_in_the_room_whatever_the_process(site: Site) -> None:
+    # Ten people: that all of them are on one of the two processes happens once in 500 runs, and then the message still must come.
+    people = [site.websocket(ROOM) for _ in range(10)]
+    for person in people:
+        receive(person, "history")
+    ref, text = str(uuid.uuid4()), f"hello from {uuid.uuid4()}"
+    people[0].send(json.dumps({"type": "message", "ref": ref, "text": text}))
+    acknowledged = receive(people[0], "ack")
+    assert acknowledged["ref"] == ref
+    for person in people:
+        message = receive(person, "message")
+        assert (message["id"], message["text"]) == (acknowledged["id"], text)
+        person.close()
+
+
+def test_a_post_by_plain_http_reaches_a_websocket(site: Site) -> None:
+    site.get("/rooms/lobby/")
+    text = f"posted {uuid.uuid4()}"
+    with site.websocket(ROOM) as connection:
+        receive(connection, "history")
+        answer = site.request(
+            "POST",
+            "/rooms/lobby/messages",
+            body=f"text={text.replace(' ', '+')}",
+            headers={
+                "Content-Type": "application/x-www-form-urlencoded",
+                "X-CSRFToken": site.cookies["csrftoken"],
+                "Origin": f"http://{DOMAIN}",
+                "Referer": f"http://{DOMAIN}/rooms/lobby/",
+            },
+        )
+        assert answer.status in (201, 302, 303), answer.body
+        assert receive(connection, "message")["text"] == text
+
+
+def test_a_resent_message_is_stored_once_and_history_has_it_once(site: Site) -> None:
+    site.get("/rooms/lobby/")
+    message = json.dumps({"type": "message", "ref": str(uuid.uuid4()), "text": f"once {uuid.uuid4()}"})
+    with site.websocket(ROOM) as connection:
+        connection.send(message)
+        first = receive(connection, "ack")
+    with site.websocket(ROOM) as connection:
+        history = receive(connection, "history")["messages"]
+        connection.send(message)
+        assert receive(connection, "ack")["id"] == first["id"]
+    with site.websocket(ROOM) as connection:
+        history = receive(connection, "history")["messages"]
+    assert [entry["id"] for entry in history].count(first["id"]) == 1
+    assert [entry["text"] for entry in history].count(json.loads(message)["text"]) == 1
+
+
+def test_bad_input_gets_an_error_and_the_socket_lives(site: Site) -> None:
+    with site.websocket(ROOM) as connection:
+        receive(connection, "history")
+        for bad in ("no json", '{"type": "nonsense"}', '{"type": "message", "text": "no ref"}'):
+            connection.send(bad)
+            assert receive(connection, "error")["message"]
+        connection.send(json.dumps({"type": "message", "ref": str(uuid.uuid4()), "text": "still here"}))
+        assert receive(connection, "ack")
+
+
+def test_five_hundred_handshakes_at_once_all_succeed(site: Site) -> None:
+    together = threading.Barrier(50)
+
+    def shake(number: int) -> int:
+        raw = socket.create_connection((site.host.address, 80), timeout=60)
+        if number < 50:
+            together.wait(timeout=60)
+        raw.sendall(
+            f"GET /ws/health/ HTTP/1.1\r\nHost: {DOMAIN}\r\nOrigin: http://{DOMAIN}\r\nConnection: Upgrade\r\n"
+            "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+        )
+        opened.append(raw)
+        return int(raw.recv(4096).split()[1])
+
+    opened: list[socket.socket] = []
+    with ThreadPoolExecutor(500) as pool:
+        statuses = list(pool.map(shake, range(500)))
+    for raw in opened:
+        raw.close()
+    assert statuses.count(101) == 500, sorted(set(statuses))
+
+
+def test_an_idle_socket_lives_for_75_seconds() -> None:
+    # Both hosts in the same 75 seconds. Daphne pings every 20 seconds and the client answers: nothing else is sent.
+    opened = [Site(Host(name), DOMAIN).websocket("/ws/health/", ping_interval=None) for name in NAMES]
+    end = time.monotonic() + 76
+    for connection in opened:
+        with pytest.raises(TimeoutError):
+            connection.recv(timeout=end - time.monotonic())
+    for connection in opened:
+        assert process_of(connection)
+        connection.close()
+
+
+# ---- what the app may and may not ---------------------------------------------------------------------------------
+
+
+def test_the_apps_user_can_write_nowhere_but_in_shared(host: Host) -> None:
+    home = f"/srv/{APP}"
+    generation = f"{home}/current"
+    for path in (f"{generation}/src/x", f"{generation}/venv/x", f"{generation}/static/x", f"{generation}/units/x", f"{home}/x",
+                 f"{home}/generations/x", f"{home}/shared/x", "/etc/systemd/system/x", f"/run/quintet/{APP}/x", "/etc/nginx/x"):
+        assert host.fails("touch", path, user=APP), path
+    assert host.fails("ln", "-sfn", "/tmp", f"{home}/current", user=APP)
+    assert not host.fails("touch", f"{home}/shared/media/x", user=APP)
+    host.run("rm", f"{home}/shared/media/x")
+
+
+def test_nobody_but_root_can_read_what_is_secret(host: Host) -> None:
+    listed = host.run("find", f"/etc/quintet/{APP}", "/var/lib/quintet", "-type", "f").split()
+    assert any(path.endswith("credentials/SECRET_KEY") for path in listed)
+    for path in [*listed, f"/srv/{APP}/current/generation.json"]:
+        for user in (APP, "www-data", "nobody"):
+            assert host.fails("cat", path, user=user), f"{user} reads {path}"
+    for user in ("www-data", "nobody"):
+        assert host.fails("ls", f"/srv/{APP}/current/src/", user=user)
+
+
+def test_a_secret_is_in_no_process_list_unit_or_journal(host: Host) -> None:
+    secrets = json.loads(host.run("cat", f"/etc/quintet/{APP}/secrets.json"))
+    assert set(secrets) == {"SECRET_KEY", "CHANNEL_LAYER_PASSWORD"}
+    for shown in (
+        host.run("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"),
+        host.run("journalctl", "--no-pager", "--output=cat"),
+        host.run("sh", "-c", f"cat /srv/{APP}/current/units/* /etc/systemd/system/*.service /etc/redis/* 2>/dev/null || true"),
+    ):
+        for name, value in secrets.items():
+            assert value not in shown, name
+
+
+def test_sockets_are_for_the_web_server_alone(host: Host) -> None:
+    for name in ("gunicorn.sock", "daphne.sock"):
+        path = f"/srv/{APP}/current/run/{name}"
+        assert host.run("stat", "--dereference", "--format=%U:%G %a", path).strip() == "root:www-data 660"
+        for user in (APP, "nobody"):
+            assert host.fails("test", "-w", path, user=user), f"{user} reaches {name}"
+        assert not host.fails("test", "-w", path, user="www-data")
+
+
+def test_no_service_but_nginx_listens_on_the_network(host: Host) -> None:
+    listening = host.run("ss", "--listening", "--tcp", "--numeric", "--processes", "--no-header").strip().splitlines()
+    assert listening
+    assert all("nginx" in line for line in listening), listening
+
+
+def test_the_database_is_for_the_apps_user_alone(host: Host) -> None:
+    assert host.run("psql", "--dbname=chat", "--tuples-only", "--command=select current_user", user=APP).strip() == APP
+    for user in ("www-data", "nobody"):
+        assert host.fails("psql", "--dbname=chat", "--username=chat", "--command=select 1", user=user)
+
+
+# ---- the host command ---------------------------------------------------------------------------------------------
+
+
+def test_manage_has_the_apps_environment_user_and_sandbox(host: Host) -> None:
+    script = "import os; from django.conf import settings as s; print(os.environ['QUINTET_GENERATION'], os.getuid(), len(s.SECRET_KEY), os.getcwd())"
+    generation, user, key, directory = host.run("quintet", "manage", APP, "--", "shell", "--verbosity=0", "--command", script).split()[-4:]
+    assert generation == host.current(APP)
+    assert user == host.run("id", "--user", APP).strip()
+    assert int(key) >= 50
+    assert directory == f"/srv/{APP}/generations/{generation}/src"
+    assert host.fails("quintet", "manage", APP, "--", "no_such_command")
+
+
+def test_probe_and_status_agree_that_all_is_well(host: Host) -> None:
+    host.run("quintet", "probe", APP)
+    assert host.quintet("status", APP)["apps"][0]["healthy"] is True
+
+
+# ---- changes ------------------------------------------------------------------------------------------------------
+
+
+def test_both_hosts_share_the_release_and_have_their_own_generations() -> None:
+    generations = [Host(name).current(APP) for name in NAMES]
+    assert len({generation.split("-")[0] for generation in generations}) == 1
+    assert len({generation.split("-")[1] for generation in generations}) == 2
+
+
+def test_check_mode_reports_nothing_on_a_converged_host() -> None:
+    played = play_well("site.yml", "--check")
+    assert played.changed == 0, played.changed_tasks
+
+
+def test_a_service_that_does_not_run_is_reported_and_repaired(host: Host) -> None:
+    unit = f"daphne-chat-1@{host.current(APP)}.service"
+    host.run("systemctl", "stop", unit)
+    played = play_well("site.yml", "--check", "--limit", host.name)
+    assert played.changed == 1, played.changed_tasks
+    played = play_well("site.yml", "--limit", host.name)
+    assert played.changed == 1, played.changed_tasks
+    assert host.run("systemctl", "is-active", unit).strip() == "active"
+
+
+@pytest.fixture
+def changed_line() -> Iterator[str]:
+    """A line of code that answers something else, until the test is over."""
+    path = SOURCE / "config/settings.py"
+    before = path.read_text()
+    path.write_text(before + "\nSTATIC_URL = '/static/'\n")
+    yield "STATIC_URL"
+    path.write_text(before)
+
+
+def test_changes_make_generations_and_rollback_brings_one_back(changed_line: str) -> None:
+    hosts = [Host(name) for name in NAMES]
+    first = [host.current(APP) for host in hosts]
+
+    # A changed line of code.
+    play_well("site.yml")
+    second = [host.current(APP) for host in hosts]
+    assert all(new.split("-")[0] != old.split("-")[0] for new, old in zip(second, first, strict=True))
+    for host in hosts:
+        assert Site(host, DOMAIN).get("/healthz").json["generation"] == host.current(APP)
+        with Site(host, DOMAIN).websocket("/ws/health/") as connection:
+            connection.send(json.dumps({"type": "ping"}))
+            assert receive(connection, "pong")["generation"] == host.current(APP)
+    # The same input again.
+    played = play_well("site.yml")
+    assert played.changed == 0, played.changed_tasks
+
+    # A changed variable; what was built before is not built again.
+    play_well("site.yml", "--extra-vars", "chat_log_level=WARNING")
+    third = [host.current(APP) for host in hosts]
+    assert not set(third) & {*first, *second}
+    for host in hosts:
+        found = host.run("quintet", "manage", APP, "--", "shell", "--verbosity=0", "--command", "import os; print(os.environ['LOG_LEVEL'])")
+        assert found.split()[-1] == "WARNING"
+
+    # One command brings the previous one back, and site.yml respects it.
+    for host, previous in zip(hosts, second, strict=True):
+        host.run("quintet", "rollback", APP)
+        assert host.current(APP) == previous
+        assert Site(host, DOMAIN).get("/healthz").json["generation"] == previous
+    played = play_well("site.yml", "--extra-vars", "chat_log_level=WARNING")
+    assert "HOLD: app 'chat'" in played.output
+    assert [host.current(APP) for host in hosts] == second
+    assert played.changed == 0, played.changed_tasks
+
+    # The hold is ended by name; the generation is there already.
+    play_well("site.yml", "--extra-vars", "chat_log_level=WARNING", "--extra-vars", "django_app_end_hold=true")
+    assert [host.current(APP) for host in hosts] == third
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------------
+
+
+def play_badly(change: dict[str, object], *arguments: str, second: dict[str, object] | None = None) -> str:
+    """Run site.yml with one thing wrong; it must fail, and what serves must stay as it was."""
+    host = Host("quintet-trixie")
+    before = host.current(APP), host.processes("gunicorn-chat*"), host.processes("daphne-chat*"), host.run("readlink", "/etc/nginx/quintet")
+    app: dict[str, object] = {
+        "name": APP,
+        "domains": [DOMAIN],
+        "source": {"directory": str(SOURCE)},
+        "asgi": "config.asgi:application",
+        **change,
+    }
+    apps = [app, *([second] if second else [])]
+    played = play("site.yml", "--limit", host.name, "--extra-vars", json.dumps({"django_apps": apps}), *arguments)
+    after = host.current(APP), host.processes("gunicorn-chat*"), host.processes("daphne-chat*"), host.run("readlink", "/etc/nginx/quintet")
+    assert played.code != 0, played.output[-3000:]
+    assert after == before
+    assert Site(host, DOMAIN).get("/healthz").json["status"] == "ok"
+    return played.output
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nmae": "x"}, "django_apps[0].nmae: there is no such setting. Did you mean 'name'?"),
+        ({"name": "Chat Room"}, "django_apps[0].name: 'Chat Room' can't name an app."),
+        ({"name": "postgres"}, "django_apps[0].name: 'postgres' is a user that the system or one of its packages has."),
+        ({"source": {"directory": "/no/such/place"}}, "source.directory: /no/such/place is no directory on the controller."),
+        ({"name": "_apt_x"}, "can't name an app"),
+    ],
+    ids=["unknown key", "impossible name", "system user", "missing source", "odd name"],
+)
+def test_bad_settings_are_refused_with_their_place(change: dict[str, object], words: str) -> None:
+    assert words in play_badly(change)
+
+
+def test_a_missing_name_is_refused() -> None:
+    played = play("site.yml", "--extra-vars", json.dumps({"django_apps": [{"source": {"directory": str(SOURCE)}}]}))
+    assert played.code != 0
+    assert "django_apps[0]: missing required arguments: name." in played.output
+
+
+def test_two_apps_cannot_have_one_domain() -> None:
+    other = {"name": "shop", "domains": [DOMAIN], "source": {"directory": str(SOURCE)}}
+    assert f"django_apps[1].domains: '{DOMAIN}' is already a domain of app 'chat'." in play_badly({}, second=other)
+
+
+def test_a_user_that_somebody_else_made_is_not_taken_over() -> None:
+    host = Host("quintet-trixie")
+    host.run("useradd", "--system", "visitor")
+    other = {"name": "visitor", "domains": ["visitor.test"], "source": {"directory": str(SOURCE)}}
+    output = play_badly({}, second=other)
+    assert "the user 'visitor' is on quintet-trixie already" in re.sub(r"\s+", " ", output)
+    assert host.fails("test", "-e", "/srv/visitor")
+    host.run("userdel", "visitor")
+
+
+def test_a_wsgi_module_that_does_not_import_stops_the_build() -> None:
+    output = play_badly({"wsgi": "config.nowhere:application"})
+    assert "wsgi: 'config.nowhere:application' does not import." in output
+    assert "ModuleNotFoundError: No module named 'config.nowhere'" in output
+
+
+def test_requirements_that_do_not_resolve_stop_the_build() -> None:
+    lock = (ROOT / "sample_app/requirements.txt").read_text()
+    broken = SOURCE / "broken.txt"
+    broken.write_text(re.sub(r"(?m)^asgiref==\S+", "asgiref==0.0.0.1", lock))
+    try:
+        output = play_badly({"requirements": "broken.txt"})
+    finally:
+        broken.unlink()
+    assert "asgiref==0.0.0.1" in output
+    assert "Install the locked dependencies" in output
+
+
+def test_an_unsupported_system_is_refused() -> None:
+    host = Host("quintet-trixie")
+    before = host.run("cat", "/etc/os-release")
+    try:
+        host.run("sh", "-c", "rm /etc/os-release; sed 's/^ID=.*/ID=gentoo/;s/Debian/Gentoo/g' /usr/lib/os-release > /etc/os-release; mv /etc/debian_version /tmp/")
+        output = play_badly({})
+    finally:
+        host.run("sh", "-c", "ln -sfn ../usr/lib/os-release /etc/os-release; mv /tmp/debian_version /etc/")
+    assert host.run("cat", "/etc/os-release") == before
+    assert "Take a host with one of them" in re.sub(r"\s+", " ", output) or "Debian 12" in output
+
+
+# ---- the end of it ------------------------------------------------------------------------------------------------
+
+
+def test_a_reboot_brings_everything_back_within_a_minute() -> None:
+    import subprocess
+
+    before = {name: Host(name).current(APP) for name in NAMES}
+    subprocess.run(["docker", "restart", *NAMES], check=True, capture_output=True)
+
+    def answers(name: str) -> bool:
+        try:
+            health = Site(Host(name), DOMAIN).get("/healthz")
+            if health.status != 200 or health.json["generation"] != before[name]:
+                return False
+            with Site(Host(name), DOMAIN).websocket("/ws/health/") as connection:
+                return process_of(connection) > 0
+        except (OSError, InvalidStatus, ValueError):
+            return False
+
+    start = time.monotonic()
+    for name in NAMES:
+        wait_for(f"{name} after its reboot", lambda name=name: answers(name), 60 - (time.monotonic() - start))  # type: ignore[misc]

@@ -1,0 +1,161 @@
+"""The role postgresql: templates, sizes and refusals, rendered for the corners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+ROLE = Path(__file__).parents[2] / "roles/postgresql"
+NETWORK_ENTRY = {
+    "type": "hostssl",
+    "database": "shop",
+    "user": "shop",
+    "address": "10.0.0.7/32",
+    "method": "scram-sha-256",
+}
+
+
+def load(path: str) -> Any:
+    return DataLoader().load_from_file(str(ROLE / path), trusted_as_template=True)
+
+
+def templar(**variables: Any) -> Templar:
+    known = {**load("vars/main.yml"), **load("defaults/main.yml"), "ansible_managed": "Ansible managed"}
+    known["ansible_facts"] = {"distribution": "Debian", "distribution_major_version": "13", "memtotal_mb": 4096}
+    return Templar(DataLoader(), variables={**known, **variables})
+
+
+def value(name: str, **variables: Any) -> Any:
+    return templar(**variables).template(trust_as_template("{{ " + name + " }}"))
+
+
+def lines(template: str, **variables: Any) -> list[str]:
+    """Return a template's lines that are neither empty nor comments."""
+    text = str(templar(**variables).template(trust_as_template((ROLE / "templates" / template).read_text())))
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def accepts(task: str, **variables: Any) -> bool:
+    """Say whether all conditions of an assert task hold, found by a part of its name."""
+    tasks = [entry for path in ("validate", "database") for entry in load(f"tasks/{path}.yml")]
+    (conditions,) = (entry["ansible.builtin.assert"]["that"] for entry in tasks if task in entry["name"])
+    known = templar(**variables)
+    return all(
+        known.evaluate_conditional(condition)
+        for condition in ([conditions] if isinstance(conditions, str) else conditions)
+    )
+
+
+def test_only_administration_and_apps_enter_unless_told_otherwise() -> None:
+    assert lines("pg_hba.conf.j2") == ["local all postgres peer map=quintet", "local samerole all peer"]
+    assert lines("pg_ident.conf.j2") == ["quintet postgres postgres", "quintet root postgres"]
+
+
+def test_further_access_comes_last() -> None:
+    entries = [
+        NETWORK_ENTRY,
+        {"type": "local", "database": "replication", "user": "copy", "method": "peer", "options": "map=x"},
+    ]
+    assert lines("pg_hba.conf.j2", postgresql_hba=entries)[2:] == [
+        "hostssl shop shop 10.0.0.7/32 scram-sha-256",
+        "local replication copy peer map=x",
+    ]
+
+
+def test_nothing_listens_by_default() -> None:
+    assert lines("quintet.conf.j2")[0] == "listen_addresses = ''"
+    assert (
+        lines("quintet.conf.j2", postgresql_listen_addresses=["10.0.0.5", "::1"])[0]
+        == "listen_addresses = '10.0.0.5,::1'"
+    )
+
+
+def test_further_settings_are_quoted() -> None:
+    given = {"log_line_prefix": "it's %m", "jit": False, "random_page_cost": 1.1}
+    assert lines("quintet.conf.j2", postgresql_settings=given)[-3:] == [
+        "log_line_prefix = 'it''s %m'",
+        "jit = 'false'",
+        "random_page_cost = '1.1'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("memory", "shared", "cache", "maintenance"),
+    [
+        (480, "128MB", "256MB", "64MB"),
+        (4096, "512MB", "2048MB", "256MB"),
+        # A few megabytes more or less after a kernel's update must not restart the server.
+        (4200, "512MB", "2048MB", "256MB"),
+        (524288, "8192MB", "262144MB", "1024MB"),
+    ],
+)
+def test_memory_follows_the_host(memory: int, shared: str, cache: str, maintenance: str) -> None:
+    facts = {"memtotal_mb": memory}
+    assert value("postgresql_shared_buffers", ansible_facts=facts) == shared
+    assert value("postgresql_effective_cache_size", ansible_facts=facts) == cache
+    assert value("postgresql_maintenance_work_mem", ansible_facts=facts) == maintenance
+
+
+def test_names_come_from_the_app() -> None:
+    assert value("postgresql_database_user", django_app={"name": "shop"}) == "shop"
+    assert value("postgresql_database_user", django_app={"name": "shop", "user": "web"}) == "web"
+    assert value("postgresql_database_user", postgresql_database_name="shop") == "shop"
+
+
+def test_another_user_acts_as_the_owner() -> None:
+    own = value("__postgresql_close_queries", django_app={"name": "shop"})
+    other = value("__postgresql_close_queries", django_app={"name": "shop", "user": "web"})
+    assert [query.split()[0] for query in own] == ["SELECT", "REVOKE", "REVOKE"]
+    assert other[3:] == ['ALTER ROLE "web" IN DATABASE "shop" SET role TO "shop"']
+
+
+@pytest.mark.parametrize("name", ["shop", "a", "shop_2"])
+def test_names_of_apps_are_accepted(name: str) -> None:
+    assert accepts("names that belong to PostgreSQL", item=name)
+
+
+@pytest.mark.parametrize("name", ["Shop", "2shop", "", 'sh"op', "pg_shop", "postgres", "samerole", "a" * 64, "shop\n"])
+def test_other_names_are_refused(name: str) -> None:
+    assert not accepts("names that belong to PostgreSQL", item=name)
+
+
+def test_settings_with_a_variable_of_their_own_are_refused() -> None:
+    assert accepts("variable of their own", postgresql_settings={"jit": False})
+    assert not accepts("variable of their own", postgresql_settings={"work_mem": "1MB"})
+
+
+@pytest.mark.parametrize("settings", [{"a b": 1}, {"jit'": 1}, {"jit": "on\nfsync = off"}])
+def test_settings_that_break_the_file_are_refused(settings: dict[str, Any]) -> None:
+    assert not accepts("end a line", postgresql_settings=settings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"address": ""},
+        {"type": "local"},
+        {"address": "10.0.0.7 255.0.0.0"},
+        {"user": "a b"},
+        {"database": ""},
+        {"options": "a\nb"},
+    ],
+)
+def test_entries_that_are_no_line_are_refused(change: dict[str, str]) -> None:
+    assert accepts("lines of pg_hba.conf", item=NETWORK_ENTRY)
+    assert not accepts("lines of pg_hba.conf", item={**NETWORK_ENTRY, **change})
+
+
+def test_specs_and_defaults_agree() -> None:
+    specs = load("meta/argument_specs.yml")["argument_specs"]
+    options = {
+        name: spec for entry in specs.values() for name, spec in entry["options"].items() if name != "django_app"
+    }
+    defaults = load("defaults/main.yml")
+    assert options.keys() == defaults.keys()
+    fixed = {name: default for name, default in defaults.items() if "{{" not in str(default)}
+    assert {name: options[name].get("default") for name in fixed} == fixed
+    assert not [name for name in defaults.keys() - fixed.keys() if "default" in options[name]]

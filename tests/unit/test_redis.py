@@ -1,0 +1,128 @@
+"""The role redis: templates and refusals, rendered for the corners."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+ROLE = Path(__file__).parents[2] / "roles/redis"
+PASSWORD = "correct horse battery staple"
+
+
+def load(path: str) -> Any:
+    return DataLoader().load_from_file(str(ROLE / path), trusted_as_template=True)
+
+
+def templar(**variables: Any) -> Templar:
+    known = {
+        **load("vars/main.yml"),
+        **load("defaults/main.yml"),
+        "ansible_managed": "Ansible managed",
+        "ansible_facts": {"distribution": "Debian", "distribution_major_version": "13"},
+        "django_app": {"name": "shop"},
+        "redis_password": PASSWORD,
+        # Made by a filter of the collection, which has tests of its own.
+        "__redis_sandbox": ["ProtectSystem=strict"],
+    }
+    return Templar(DataLoader(), variables={**known, **variables})
+
+
+def lines(template: str, **variables: Any) -> list[str]:
+    """Return a template's lines that are neither empty nor comments."""
+    text = str(templar(**variables).template(trust_as_template((ROLE / "templates" / template).read_text())))
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def accepts(task: str, **variables: Any) -> bool:
+    """Say whether all conditions of an assert task hold, found by a part of its name."""
+    (conditions,) = (
+        entry["ansible.builtin.assert"]["that"] for entry in load("tasks/validate.yml") if task in entry["name"]
+    )
+    known = templar(**variables)
+    return all(
+        known.evaluate_conditional(condition)
+        for condition in ([conditions] if isinstance(conditions, str) else conditions)
+    )
+
+
+def test_the_socket_is_the_only_way_in() -> None:
+    text = lines("redis.conf.j2")
+    assert "port 0" in text
+    assert "unixsocket /run/redis-shop/redis.sock" in text
+    assert "unixsocketperm 770" in text
+
+
+def test_a_channel_layer_forgets_nothing_and_keeps_nothing() -> None:
+    text = lines("redis.conf.j2", redis_maxmemory="64mb")
+    assert {"maxmemory 64mb", "maxmemory-policy noeviction", 'save ""', "appendonly no"} <= set(text)
+
+
+def test_the_only_user_has_a_hashed_password() -> None:
+    default, user = lines("users.acl.j2")
+    assert default.startswith("user default off ")
+    assert user.startswith(f"user shop on #{hashlib.sha256(PASSWORD.encode()).hexdigest()} ~asgi* &asgi* -@all +")
+    assert PASSWORD not in user
+
+
+def test_the_user_may_not_administer() -> None:
+    words = lines("users.acl.j2")[1].split()
+    assert not [word for word in words if word.startswith("+@")]
+    assert not {"+flushall", "+config", "+keys", "+acl", "+get", "+set", "allkeys", "allchannels", "nopass"} & set(
+        words
+    )
+
+
+def test_debian_12_gets_no_command_that_it_refuses() -> None:
+    older = {"distribution": "Debian", "distribution_major_version": "12"}
+    assert "+client|setinfo" in lines("users.acl.j2")[1].split()
+    assert "+client|setinfo" not in lines("users.acl.j2", ansible_facts=older)[1].split()
+
+
+def test_the_group_may_reach_the_socket() -> None:
+    assert "Group=shop" in lines("redis.service.j2")
+    assert "Group=web" in lines("redis.service.j2", django_app={"name": "shop", "user": "web"})
+    assert "Group=www" in lines("redis.service.j2", django_app={"name": "shop", "user": "web", "group": "www"})
+    assert "Group=own" in lines("redis.service.j2", redis_group="own")
+
+
+def test_no_secret_is_in_the_unit() -> None:
+    text = "\n".join(lines("redis.service.j2"))
+    assert PASSWORD not in text
+    assert hashlib.sha256(PASSWORD.encode()).hexdigest() not in text
+
+
+@pytest.mark.parametrize("name", ["Shop", "2shop", "", "a-b", "a" * 25, "server", "sentinel", "shop\n"])
+def test_impossible_names_are_refused(name: str) -> None:
+    assert accepts("impossible name", redis_name="shop_2")
+    assert not accepts("impossible name", redis_name=name)
+
+
+@pytest.mark.parametrize("group", ["", "a b", "$(id)", "a;b", "shop\n"])
+def test_impossible_groups_are_refused(group: str) -> None:
+    assert accepts("impossible group", redis_group="www-data")
+    assert not accepts("impossible group", redis_group=group)
+
+
+@pytest.mark.parametrize("amount", ["0", "", "1tb", "-1mb", "12 mb", "mb", "64mb\n"])
+def test_impossible_amounts_are_refused(amount: str) -> None:
+    assert all(accepts("amount of memory", redis_maxmemory=good) for good in ("128mb", "1GB", "1048576", "5k"))
+    assert not accepts("amount of memory", redis_maxmemory=amount)
+
+
+@pytest.mark.parametrize("password", ["", "short"])
+def test_a_missing_or_short_password_is_refused(password: str) -> None:
+    assert accepts("short password")
+    assert not accepts("short password", redis_password=password)
+
+
+def test_specs_and_defaults_agree() -> None:
+    options = load("meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    defaults = load("defaults/main.yml")
+    assert options.keys() - {"django_app"} == defaults.keys()
+    fixed = {name: default for name, default in defaults.items() if "{{" not in str(default)}
+    assert {name: options[name].get("default") for name in fixed} == fixed

@@ -188,6 +188,13 @@ def test_prune(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert asked(capsys) == {"changed": False, "generations": [], "venvs": [], "revisions": []}
 
 
+def test_an_app_that_is_not_here_leaves_no_trace(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rollback", "blog"], here.host) == 1
+    assert "blog: this host has no such app" in capsys.readouterr().err
+    assert not here.layout.state("blog").exists()
+    assert main(["mark", "blog", A, "building"], here.host) == 0
+
+
 def test_mark_and_seal(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     here.add(C, "")
     assert main(["mark", "shop", C, "building", "--json"], here.host) == 0

@@ -358,6 +358,14 @@ def test_a_switch_that_was_killed_is_completed(here: Machine) -> None:
     assert [command[3] for command in here.system.detached] == [A]
 
 
+def test_a_switch_to_a_good_one_that_was_killed_is_completed(here: Machine) -> None:
+    here.serve(B)  # A runs on, and nothing drains it
+    assert switch.activate(here.host, "shop", B).changed
+    assert ("health", "edge") in here.app.asked
+    assert [command[3] for command in here.system.detached] == [A]
+    assert not switch.activate(here.host, "shop", B).changed
+
+
 def test_rollback_leaves_a_hold(here: Machine) -> None:
     switch.activate(here.host, "shop", B)
     done = switch.roll_back(here.host, "shop")

@@ -154,6 +154,8 @@ def _boot(host: Host, arguments: Arguments) -> Reply:
 
 def _mark(host: Host, arguments: Arguments) -> Reply:
     app, identifier, state = arguments.app, arguments.generation, arguments.state
+    # The first word of a new app may come before its first directory.
+    host.layout.state(app).mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(host, app, f"mark {app} {identifier} {state}"):
         if host.layout.current_id(app) == identifier:
             raise QuintetError(

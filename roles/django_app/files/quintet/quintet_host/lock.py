@@ -18,6 +18,12 @@ WAIT_SECONDS = 2.0
 def locked(host: Host, app: str, command: str, *, wait: bool = False) -> Iterator[None]:
     """Hold an app's lock; raises QuintetError naming the holder when another has it, unless told to wait for it."""
     directory = host.layout.state(app)
+    if not directory.is_dir() and not host.layout.app(app).is_dir():
+        raise QuintetError(
+            f"{app}: this host has no such app.",
+            f"There is no {host.layout.app(app)}.",
+            "See which apps are here with: quintet status",
+        )
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / "lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

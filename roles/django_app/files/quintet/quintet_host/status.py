@@ -59,7 +59,8 @@ def as_text(status: dict[str, Any]) -> str:
         drains = ", draining" if one["draining"] else ""
         lines.append(f"{mark} {one['generation']}  {one['state']:8}  since {one['since'] or '-'}{drains}")
         if one["reason"]:
-            lines.append(f"      {one['reason']}")
+            earlier = "last attempt to serve it again: " if one["state"] == "good" else ""
+            lines.append(f"      {earlier}{one['reason']}")
         running = {unit: state for unit, state in one["units"].items() if state not in ("inactive", "unknown")}
         shown = one["units"] if mark == "*" else running
         lines += [f"      {state:12}  {unit}" for unit, state in shown.items()]

@@ -156,7 +156,9 @@ def _repair(host: Host, generation: Generation, hold: Hold | None) -> Outcome:
     began = host.clock.now()
     before = store.read()
     idle = [unit for unit, state in units.states(host, generation).items() if state != "active"]
-    proven = store.generation(identifier).state == "good"
+    others = units.left_running(host, app, identifier)
+    # One that runs beside it means that a change ended before its drain, perhaps before its probes.
+    proven = store.generation(identifier).state == "good" and not others
     results: list[probes.Result] = []
     told = [f"{app} already serves {identifier}."]
     if idle or not proven:
@@ -176,8 +178,9 @@ def _repair(host: Host, generation: Generation, hold: Hold | None) -> Outcome:
             raise ChangeError(_explained(host, generation, error, where, began), step, results) from error
         store.mark(identifier, "good", "", host.clock.now())
         host.log(app, "repair", "ok", generation=identifier, started=idle)
-        told += [f"Started again: {', '.join(idle)}."] if idle else ["Its switch was cut short and is now complete."]
-        told += units.drain_others(host, app, identifier) if not proven else []
+        told += [f"Started again: {', '.join(idle)}."] if idle else []
+        told += ["Its switch was cut short and is now complete."] if not proven else []
+        told += units.drain_all(host, others)
     if before.hold != hold:
         store.write(replace(before, hold=hold))
         host.log(app, "hold ended", "ok", generation=identifier)
@@ -223,7 +226,7 @@ def _change(host: Host, generation: Generation, action: str, hold: Hold | None) 
         raise
     log("ok")
     told = [f"{generation.app} now serves {generation.identifier} (before: {change.current or 'nothing'})."]
-    told += units.drain_others(host, generation.app, generation.identifier)
+    told += units.drain_all(host, units.left_running(host, generation.app, generation.identifier))
     return Outcome(True, generation.identifier, change.previous, tuple(change.results), " ".join(told))
 
 

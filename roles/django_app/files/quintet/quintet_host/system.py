@@ -65,9 +65,10 @@ class System:
     def run_attached(self, options: Sequence[str], command: Sequence[str]) -> int:
         """Run a command as a transient service on this terminal or these pipes; returns its exit code."""
         kept = {name: os.environ[name] for name in ("TERM", "COLORTERM") if name in os.environ}
-        return subprocess.run(
-            ["systemd-run", *options, "--", *command], env=_environment() | kept, check=False
-        ).returncode
+        # Newer systemds would tint the terminal and change its title.
+        plain = {"SYSTEMD_TINT_BACKGROUND": "0", "SYSTEMD_ADJUST_TERMINAL_TITLE": "0"}
+        environment = _environment() | kept | plain
+        return subprocess.run(["systemd-run", *options, "--", *command], env=environment, check=False).returncode
 
     def flush(self) -> None:
         """Write everything in memory to the disks."""

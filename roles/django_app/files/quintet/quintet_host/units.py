@@ -85,25 +85,31 @@ def stop_drain(host: Host, generation: Generation) -> None:
         host.system.stop([unit])
 
 
-def drain_others(host: Host, app: str, serving: str) -> list[str]:
-    """Start the drain of every running generation but the one that serves; returns what to tell the operator.
+def left_running(host: Host, app: str, serving: str | None) -> list[Generation]:
+    """Return the generations that run, don't serve and don't drain: the one before, and what killed changes left."""
+    others = [find(host.layout, app, one) for one in host.layout.generation_ids(app) if one != serving]
+    known = [generation for generation in others if generation is not None]
+    drains = {generation.identifier: drain_unit(app, generation.identifier) for generation in known}
+    found = host.system.states([*drains.values(), *(unit for generation in known for unit in generation.units)])
+    return [
+        generation
+        for generation in known
+        if found[drains[generation.identifier]] in STOPPED
+        and any(found[unit] not in STOPPED for unit in generation.units)
+    ]
 
-    More than one can run when an earlier change was killed half-way.
-    """
+
+def drain_all(host: Host, generations: Sequence[Generation]) -> list[str]:
+    """Start the drain of each; returns what to tell the operator."""
     told = []
-    for identifier in host.layout.generation_ids(app):
-        generation = find(host.layout, app, identifier) if identifier != serving else None
-        if generation is None:
-            continue
-        unit = drain_unit(app, identifier)
-        found = host.system.states([*generation.units, unit])
-        if found.pop(unit) in STOPPED and any(state not in STOPPED for state in found.values()):
-            answer = start_drain(host, generation)
-            told.append(
-                f"{identifier} drains in the background."
-                if answer.ok
-                else f"{identifier} could not be drained ({answer.said}): run quintet drain {app} {identifier}."
-            )
+    for generation in generations:
+        answer = start_drain(host, generation)
+        told.append(
+            f"{generation.identifier} drains in the background."
+            if answer.ok
+            else f"{generation.identifier} could not be drained ({answer.said}): "
+            f"run quintet drain {generation.app} {generation.identifier}."
+        )
     return told
 
 

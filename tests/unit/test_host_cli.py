@@ -1,5 +1,6 @@
 """The command line of the host command: arguments, answers, errors, exit codes."""
 
+import io
 import json
 import os
 import subprocess
@@ -239,6 +240,23 @@ def test_a_full_disk_is_told_as_such(
     monkeypatch.setattr("quintet_host.state.write_json", full)
     assert main(["mark", "shop", B, "building"], here.host) == 1
     assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_terminal_without_the_characters_or_none_at_all(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.add(C, "")
+    here.host.store("shop").mark(C, "failed", "déjà vu", here.clock.now())
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["status"], here.host) == 0
+    assert rb"d\xe9j\xe0 vu" in written.getvalue()
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("sys.stderr", Gone())
+    assert main(["activate", "shop", B], here.host) == 0
+    assert here.current == B
 
 
 def test_not_root_is_told_how(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -320,10 +320,11 @@ def _print(text: str) -> None:
 
 
 def _write(stream: Any, lines: Sequence[str]) -> None:
-    # Whoever listened may be gone; what was begun goes on all the same.
+    # Whoever listened may be gone, or may not know a character; what was begun goes on all the same.
+    encoding = stream.encoding or "utf-8"
     try:
         for line in lines:
-            stream.write(f"{line}\n")
+            stream.write(f"{line}\n".encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
     except OSError:
         pass

@@ -72,7 +72,7 @@ OPTIONAL = frozenset(
     }
 )
 
-# Where an empty value is the strictest one, so that a plain "" for "remove" would mean the opposite of what is written.
+# Empty is the strictest value of these, so an empty text must not remove them: that would allow everything.
 STRICT_WHEN_EMPTY = frozenset({"CapabilityBoundingSet", "AmbientCapabilities"})
 
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -97,7 +97,8 @@ def systemd_sandbox(overrides: Mapping[str, Any] | None = None) -> list[str]:
     """Return the sandbox as ``Directive=value`` lines, for a unit's [Service] or for ``systemd-run -p``.
 
     ``overrides`` replaces or adds directives by name: a text, a truth value, or a list for a directive that is
-    written several times. None or an empty text removes the directive.
+    written several times. None or an empty text removes the directive, but for the two sets of capabilities an empty
+    text means what it means to systemd: none.
     Raises AnsibleFilterError for names that are neither in the sandbox nor known to belong to one.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
@@ -113,7 +114,7 @@ def systemd_sandbox(overrides: Mapping[str, Any] | None = None) -> list[str]:
                 f"{where}: '{name}' is not a sandbox directive of systemd that Quintet knows. "
                 f"Correct its name, or put it into a drop-in of the unit. Known are: {known}."
             )
-        if value is None or value == "":
+        if value is None or (value == "" and name not in STRICT_WHEN_EMPTY):
             directives[name] = None
         elif isinstance(value, list | tuple):
             directives[name] = [_text(where, item) for item in value]

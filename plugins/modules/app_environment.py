@@ -19,6 +19,10 @@ options:
   environment: {description: Plain environment variables., type: dict, default: {}}
   build_environment: {description: "More variables, for the build alone.", type: dict, default: {}}
   secrets: {description: Secret values by name. An empty one is generated once., type: dict, default: {}}
+  generated_elsewhere:
+    description: Values that another host of the app generated for empty secrets. They are used and kept here, too.
+    type: dict
+    default: {}
   secrets_as:
     description: Whether secrets become files for LoadCredential= or variables of the environment file.
     type: str
@@ -126,13 +130,16 @@ def write_revision(revisions: Path, number: int, files: Files) -> None:
     staged.rename(revisions / str(number))
 
 
-def with_generated(directory: Path, wanted: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return all values by name, and what secrets.json must hold: what was generated, now or once."""
+def with_generated(
+    directory: Path, wanted: dict[str, str], elsewhere: dict[str, str]
+) -> tuple[dict[str, str], dict[str, str], bool]:
+    """Return all values by name, what secrets.json must hold (what was generated, now or once), and if that is new."""
     store = directory / "secrets.json"
     kept: dict[str, str] = json.loads(store.read_text()) if store.is_file() else {}
     empty = [name for name, value in wanted.items() if not value]
-    generated = {**kept, **{n: random_source.token_urlsafe(GENERATED_LENGTH_BYTES) for n in empty if n not in kept}}
-    return {name: value or generated[name] for name, value in wanted.items()}, generated
+    known = {**kept, **{name: elsewhere[name] for name in empty if name in elsewhere}}
+    generated = {**known, **{n: random_source.token_urlsafe(GENERATED_LENGTH_BYTES) for n in empty if n not in known}}
+    return {name: value or generated[name] for name, value in wanted.items()}, generated, generated != kept
 
 
 def as_text(values: dict[str, Any]) -> dict[str, str]:
@@ -148,13 +155,16 @@ def run() -> None:
             "environment": {"type": "dict", "default": {}},
             "build_environment": {"type": "dict", "default": {}},
             "secrets": {"type": "dict", "default": {}, "no_log": False},
+            "generated_elsewhere": {"type": "dict", "default": {}},
             "secrets_as": {"type": "str", "choices": ["credentials", "environment"], "default": "credentials"},
         },
         supports_check_mode=True,
     )
     directory = Path(module.params["directory"])
     try:
-        values, generated = with_generated(directory, as_text(module.params["secrets"]))
+        values, generated, is_new = with_generated(
+            directory, as_text(module.params["secrets"]), module.params["generated_elsewhere"]
+        )
         files = revision_files(
             as_text(module.params["environment"]),
             as_text(module.params["build_environment"]),
@@ -163,15 +173,16 @@ def run() -> None:
         )
         revisions = directory / "revisions"
         same, following = find_revision(revisions, files)
-        if same is None and not module.check_mode:
+        if not module.check_mode:
             revisions.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if generated:
+            if is_new:
                 # Before the revision that uses them: what was generated must never be generated again.
                 write_private(directory / "secrets.json", json.dumps(generated, indent=2, sort_keys=True) + "\n")
-            write_revision(revisions, following, files)
+            if same is None:
+                write_revision(revisions, following, files)
     except (OSError, ValueError) as error:
         module.fail_json(msg=f"{directory}: the app's environment could not be kept: {error}.")
-    module.exit_json(changed=same is None, revision=following if same is None else same, secrets=values)
+    module.exit_json(changed=same is None or is_new, revision=following if same is None else same, secrets=values)
 
 
 if __name__ == "__main__":

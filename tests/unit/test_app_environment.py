@@ -72,3 +72,14 @@ def test_a_generated_secret_outlives_a_given_one(tmp_path: Path) -> None:
     generated = keep(tmp_path, secrets={"KEY": ""})["secrets"]["KEY"]
     keep(tmp_path, secrets={"KEY": "given"})
     assert keep(tmp_path, secrets={"KEY": ""})["secrets"]["KEY"] == generated
+
+
+def test_what_another_host_generated_is_used_and_kept(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "secrets": {"KEY": "", "GIVEN": "g"},
+        "generated_elsewhere": {"KEY": "theirs", "GIVEN": "no"},
+    }
+    first, second = keep(tmp_path, **arguments), keep(tmp_path, **arguments)
+    assert first["secrets"] == {"KEY": "theirs", "GIVEN": "g"}
+    assert json.loads((tmp_path / "secrets.json").read_text()) == {"KEY": "theirs"}
+    assert (first["changed"], second["changed"]) == (True, False)

@@ -1,0 +1,436 @@
+"""A stranger's playbook: unlike apps on one host by plain include_role (Molecule scenario roles)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosts import ROOT, Answer, Host, Played, Site, play, play_well, receive
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection
+
+HOST = Host("quintet-roles")
+HELLO = Site(HOST, "hello.test")
+HELLO_A = Site(HOST, "a.hello.test")
+ECHO = Site(HOST, "echo.test")
+
+CONVERGE = "molecule/roles/converge.yml"
+BARE = "molecule/roles/bare.yml"
+
+# The services of each app, as systemd knows them.
+SERVICES = {
+    "hello_a": "gunicorn-hello_a.service",
+    "hello_b": "gunicorn-hello_b.service",
+    "echo": "daphne-echo-1.service",
+    "chat (HTTP)": "gunicorn-chat@*.service",
+    "chat (WebSocket)": "daphne-chat-*@*.service",
+    "chat (Redis)": "redis-chat.service",
+    "PostgreSQL": "postgresql@*.service",
+}
+
+
+@pytest.fixture
+def chat() -> Site:
+    """The Channels app, as somebody new sees it."""
+    return Site(HOST, "chat.test")
+
+
+def processes() -> dict[str, set[int]]:
+    """The main processes of all services."""
+    found = {name: HOST.processes(pattern) for name, pattern in SERVICES.items()}
+    assert all(found.values()), f"not all services run: {found}"
+    return found
+
+
+def workers(service: str) -> set[int]:
+    """The processes of one Gunicorn's workers."""
+    (master,) = HOST.processes(service)
+    return {int(line) for line in HOST.run("cat", f"/proc/{master}/task/{master}/children").split()}
+
+
+def live_tree() -> str:
+    """Nginx's live tree with a digest of each file."""
+    return HOST.run("sh", "-c", "readlink /etc/nginx/quintet; cd /etc/nginx/quintet/ && find . -type f -exec sha256sum {} + | sort")
+
+
+# ---- both apps answer ---------------------------------------------------------------------------------------------
+
+
+def test_both_instances_answer_by_their_weights() -> None:
+    answers = [HELLO.get("/").json for _ in range(60)]
+    instances = Counter(answer["instance"] for answer in answers)
+    assert set(instances) == {"hello_a", "hello_b"}
+    # 2:1, with room for a connection that had to be tried again.
+    assert 36 <= instances["hello_a"] <= 44, instances
+    for name in instances:
+        assert {answer["pid"] for answer in answers if answer["instance"] == name} <= workers(f"gunicorn-{name}.service")
+
+
+def test_the_bare_websocket_echoes() -> None:
+    with ECHO.websocket("/any/path") as connection:
+        for message in ("hello", "", "ünïcode", b"\x00bytes"):
+            connection.send(message)
+            assert connection.recv(timeout=20) == message
+    assert ECHO.get("/").status == 426
+
+
+def test_the_channels_app_answers_over_http(chat: Site) -> None:
+    health = chat.get("/healthz").json
+    assert (health["status"], health["database"], health["channel_layer"]) == ("ok", "ok", "ok")
+    assert health["generation"] == HOST.current("chat")
+    page = chat.get("/")
+    assert page.status == 200
+    style = re.search(r"/static/chat/[^\"]+\.css", page.body)
+    assert style, page.body
+    assert "immutable" in chat.get(style.group()).headers["cache-control"]
+
+
+def test_the_channels_app_talks_over_websockets(chat: Site) -> None:
+    text = f"hello from {uuid.uuid4()}"
+    with chat.websocket("/ws/rooms/lobby/") as one, Site(HOST, "chat.test").websocket("/ws/rooms/lobby/") as other:
+        for person in (one, other):
+            receive(person, "history")
+        one.send(json.dumps({"type": "message", "ref": str(uuid.uuid4()), "text": text}))
+        receive(one, "ack")
+        assert receive(other, "message")["text"] == text
+    with pytest.raises(InvalidStatus) as refused:
+        chat.websocket("/ws/rooms/lobby/", origin="http://hello.test")
+    assert refused.value.response.status_code == 403
+
+
+# ---- apps are apart -----------------------------------------------------------------------------------------------
+
+# Run as an app's user, outside of its sandbox: what remains is what the files' owners and modes refuse.
+ATTEMPTS = """
+import json, os, socket, sys
+
+def attempt(kind, path):
+    try:
+        if kind == "connect":
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.connect(path)
+        elif kind == "read" and os.path.isdir(path):
+            os.listdir(path)
+        else:
+            with open(path, {"read": "rb", "write": "ab"}[kind]) as file:
+                kind == "read" and file.read(1)
+    except OSError as error:
+        return type(error).__name__
+    return "done"
+
+print(json.dumps([attempt(kind, path) for kind, path in json.loads(sys.argv[1])]))
+"""
+
+Attempt = tuple[str, str]
+
+
+def attempts(user: str, wanted: list[Attempt]) -> dict[Attempt, str]:
+    """Try to read, write and connect as a user; each is "done" or the error's name."""
+    answer = HOST.run("python3", "-", json.dumps(wanted), user=user, stdin=ATTEMPTS)
+    return dict(zip(wanted, json.loads(answer), strict=True))
+
+
+def files(*places: str) -> list[str]:
+    """All files below some places, as root finds them."""
+    found = HOST.run("find", *places, "-type", "f").splitlines()
+    assert found, places
+    return found
+
+
+SOCKETS = {
+    "gunicorn-hello_a": "/run/gunicorn-hello_a/gunicorn.sock",
+    "gunicorn-hello_b": "/run/gunicorn-hello_b/gunicorn.sock",
+    "daphne-echo": "/run/daphne-echo/daphne.sock",
+    "gunicorn-chat": "/srv/chat/current/run/gunicorn.sock",
+    "daphne-chat": "/srv/chat/current/run/daphne.sock",
+    "redis-chat": "/run/redis-chat/redis.sock",
+}
+USERS = ["hello_a", "hello_b", "echo", "chatter"]
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_an_app_can_write_no_code_unit_setting_or_directory(user: str) -> None:
+    existing = [
+        *files("/srv/hello", "/srv/echo", "/etc/nginx/quintet/"),
+        *files("/opt/quintet/gunicorn-hello_a/gunicorn.conf.py", "/opt/quintet/daphne-echo/daphne_launcher.py"),
+        *(f"/opt/quintet/{name}/venv/bin/python" for name in ("gunicorn-hello_a", "gunicorn-hello_b", "daphne-echo")),
+        *files("/srv/chat/current/units/", "/etc/quintet/", "/var/lib/quintet/", "/usr/local/lib/quintet"),
+        "/srv/chat/current/src/manage.py",
+        "/srv/chat/current/venv/bin/python",
+        "/usr/local/sbin/quintet",
+        *HOST.run("sh", "-c", "ls -d /etc/systemd/system/*-hello_?.* /etc/systemd/system/*-echo* /etc/systemd/system/*-chat.*").split(),
+        *HOST.run("sh", "-c", "ls -d /etc/tmpfiles.d/*-hello_? /etc/tmpfiles.d/* /etc/redis-chat").split()[:0],
+    ]
+    directories = [
+        "/opt/quintet",
+        "/opt/quintet/gunicorn-hello_a",
+        "/opt/quintet/daphne-echo/venv/bin",
+        "/etc/systemd/system",
+        "/etc/tmpfiles.d",
+        "/run",
+        *(str(Path(path).parent) for path in SOCKETS.values()),
+        "/srv",
+        "/srv/hello",
+        "/srv/echo",
+        "/srv/chat",
+        "/srv/chat/generations",
+        "/srv/chat/current",
+        "/srv/chat/current/src",
+        "/srv/chat/current/static",
+        "/srv/chat/shared",
+        "/etc/redis-chat",
+    ]
+    if user != "chatter":
+        directories.append("/srv/chat/shared/media")
+    found = attempts(user, [("write", path) for path in [*existing, *(f"{path}/new" for path in directories)]])
+    assert {key: how for key, how in found.items() if how != "PermissionError"} == {}
+    if user == "chatter":
+        assert attempts(user, [("write", "/srv/chat/shared/media/new")]) == {("write", "/srv/chat/shared/media/new"): "done"}
+        HOST.run("rm", "/srv/chat/shared/media/new")
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_an_app_can_read_no_secret_and_no_code_or_environment_of_another(user: str) -> None:
+    secret = files("/etc/quintet/chat/revisions", "/etc/quintet/chat/secrets.json", "/var/lib/quintet", "/etc/redis-chat", "/run/credentials/redis-chat.service")
+    own = {"hello_a": "hello_a", "hello_b": "hello_b", "echo": "echo", "chatter": "chat"}[user]
+    environments = [
+        f"/proc/{pid}/environ" for name, found in processes().items() if name.split(" ")[0] != own for pid in found
+    ]
+    code = [] if user == "chatter" else [*files("/srv/chat/current/src/"), "/srv/chat/current/venv/bin", "/srv/chat/current/src"]
+    found = attempts(user, [("read", path) for path in [*secret, *environments, *code, "/srv/chat/current/generation.json"]])
+    assert len(found) > 20
+    assert {key: how for key, how in found.items() if how != "PermissionError"} == {}
+
+
+@pytest.mark.parametrize("user", [*USERS, "www-data"])
+def test_a_socket_is_for_those_it_was_made_for(user: str) -> None:
+    found = attempts(user, [("connect", path) for path in SOCKETS.values()])
+    reached = {name for name, path in SOCKETS.items() if found[("connect", path)] == "done"}
+    assert reached == {"www-data": set(SOCKETS) - {"redis-chat"}, "chatter": {"redis-chat"}}.get(user, set())
+    assert set(found.values()) <= {"done", "PermissionError"}
+
+
+@pytest.mark.parametrize("user", [*USERS, "www-data"])
+def test_a_database_is_for_its_app(user: str) -> None:
+    for role in ("chat", "chatter", "postgres", user):
+        command = ("psql", "--dbname=chat", f"--username={role}", "--no-password", "--command=select 1")
+        assert HOST.fails(*command, user=user) is not (user == role == "chatter"), f"{user} as {role}"
+
+
+def test_the_strangers_password_is_shown_nowhere() -> None:
+    password = (Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "redis_password").read_text().split()[0]
+    assert len(password) == 32
+    for shown in (
+        HOST.run("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"),
+        HOST.run("journalctl", "--no-pager", "--output=cat"),
+        HOST.run("sh", "-c", "cat /etc/systemd/system/*.service /etc/redis-chat/* /srv/chat/current/units/*"),
+    ):
+        assert password not in shown
+    # It is the one in use, so this would see it.
+    assert json.loads(HOST.run("cat", "/etc/quintet/chat/secrets.json"))["CHANNEL_LAYER_PASSWORD"] == password
+
+
+# ---- changes ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def asking(site: Site) -> Iterator[list[Answer]]:
+    """Ask for the site's first page again and again, at most 20 times a second; what fails to connect raises at the end."""
+    answers: list[Answer] = []
+    enough = threading.Event()
+
+    def ask() -> None:
+        while not enough.wait(0.05):
+            answers.append(site.get("/"))
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask)
+        try:
+            yield answers
+        finally:
+            enough.set()
+        asked.result()
+
+
+def echoes(connection: ClientConnection, text: str) -> bool:
+    """Say whether a message comes back; it doesn't where the connection is closed for it."""
+    try:
+        connection.send(text)
+        return connection.recv(timeout=20) == text
+    except ConnectionClosed:
+        return False
+
+
+def test_a_changed_setting_restarts_its_own_app_alone_and_refuses_nobody() -> None:
+    before, tree = processes(), live_tree()
+    count = len(workers("gunicorn-hello_a.service")) + 1
+    setting = ("--extra-vars", f"hello_a_workers={count}")
+    with ECHO.websocket("/") as connection, asking(HELLO_A) as answers:
+        assert echoes(connection, "before")
+        played = play_well(CONVERGE, *setting)
+        # Opened before the change of another app, and still there.
+        assert echoes(connection, "after")
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.json["pid"] for answer in answers}) >= 2, "no request fell on the new process"
+    # Its configuration and its restart.
+    assert played.changed == 2, played.changed_tasks
+
+    after = processes()
+    assert after["hello_a"].isdisjoint(before["hello_a"])
+    assert {name: found for name, found in after.items() if name != "hello_a"} == {
+        name: found for name, found in before.items() if name != "hello_a"
+    }
+    assert live_tree() == tree
+    assert len(workers("gunicorn-hello_a.service")) == count
+
+    # The same again.
+    played = play_well(CONVERGE, *setting)
+    assert played.changed == 0, played.changed_tasks
+    assert processes() == after
+
+
+def test_check_mode_reports_what_a_run_would_change() -> None:
+    count = len(workers("gunicorn-hello_a.service"))
+    played = play_well(BARE, "--check", "--extra-vars", f"hello_a_workers={count}")
+    assert played.changed == 0, played.changed_tasks
+    before = processes()
+    played = play_well(BARE, "--check", "--extra-vars", f"hello_a_workers={count + 1}")
+    assert played.changed >= 1
+    assert all("gunicorn" in line for line in played.changed_tasks.splitlines()), played.changed_tasks
+    assert processes() == before
+
+
+def play_until(task: str, playbook: str, *arguments: str) -> None:
+    """Run a playbook and kill it, without a chance to tidy up, when its output says that it begins a task."""
+    running = subprocess.Popen(
+        ["ansible-playbook", "-i", str(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "inventory"), playbook, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "ANSIBLE_FORCE_COLOR": "false", "ANSIBLE_NOCOLOR": "true"},
+    )
+    assert running.stdout
+    output = []
+    for line in running.stdout:
+        output.append(line)
+        if line.startswith(f"TASK [{task}]"):
+            os.killpg(running.pid, signal.SIGKILL)
+            break
+    running.stdout.close()
+    assert running.wait(timeout=60) == -signal.SIGKILL, "".join(output)[-4000:]
+
+
+def test_a_gunicorn_whose_run_was_killed_before_its_restart_is_healed() -> None:
+    before = processes()
+    count = len(workers("gunicorn-hello_a.service")) + 1
+    setting = ("--extra-vars", f"hello_a_workers={count}")
+    play_until("quintet.django.gunicorn : service | Compare what runs with what is on disk", BARE, *setting)
+    # Written, but not in use: what a lost handler would leave for ever.
+    assert f"\nworkers = {count}\n" in HOST.run("cat", "/opt/quintet/gunicorn-hello_a/gunicorn.conf.py")
+    assert processes() == before
+
+    played = play_well(BARE, *setting)
+    assert played.changed == 1, played.changed_tasks
+    after = processes()
+    assert after["hello_a"].isdisjoint(before["hello_a"])
+    assert len(workers("gunicorn-hello_a.service")) == count
+    assert {name: found for name, found in after.items() if name != "hello_a"} == {
+        name: found for name, found in before.items() if name != "hello_a"
+    }
+
+
+def test_a_daphne_whose_run_was_killed_before_its_restart_is_healed() -> None:
+    before = processes()
+    limit = random.randrange(1000, 60000)  # one that does not hold already
+    setting = json.dumps({"echo_message_max_bytes": limit, "hello_a_workers": len(workers("gunicorn-hello_a.service"))})
+    play_until("quintet.django.daphne : service | Compare what runs with what is on disk", BARE, "--extra-vars", setting)
+    assert f"--message-max-bytes {limit} " in HOST.run("cat", "/etc/systemd/system/daphne-echo-1.service")
+    assert processes() == before
+
+    with ECHO.websocket("/", max_size=None) as connection:
+        assert echoes(connection, "x" * 100)
+        played = play_well(BARE, "--extra-vars", setting)
+        assert played.changed == 1, played.changed_tasks
+        with pytest.raises(ConnectionClosed) as closed:
+            connection.recv(timeout=20)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+    after = processes()
+    assert after["echo"].isdisjoint(before["echo"])
+    assert {name: found for name, found in after.items() if name != "echo"} == {
+        name: found for name, found in before.items() if name != "echo"
+    }
+    with ECHO.websocket("/", max_size=None) as connection:
+        assert echoes(connection, "x" * (limit - 1))
+        assert not echoes(connection, "x" * (limit + 1))
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------------
+
+
+def play_role(directory: Path, role: str, tasks_from: str = "main", **variables: Any) -> Played:
+    """Run one role's entry on the host with plain variables."""
+    include = {"name": f"quintet.django.{role}", "tasks_from": tasks_from}
+    task = {"name": "Include it", "ansible.builtin.include_role": include, "vars": variables}
+    playbook = directory / "playbook.yml"
+    playbook.write_text(json.dumps([{"hosts": "strangers", "gather_facts": False, "tasks": [task]}]))
+    return play(str(playbook))
+
+
+GUNICORN = {"gunicorn_app_name": "lonely", "gunicorn_directory": "/srv/hello"}
+SITE = {"nginx_site_name": "lonely", "nginx_site_http_servers": [{"server": "127.0.0.1:9"}]}
+
+
+@pytest.mark.parametrize(
+    ("role", "tasks_from", "variables", "words"),
+    [
+        ("gunicorn", "main", GUNICORN, "missing required arguments: gunicorn_application"),
+        ("gunicorn", "main", {**GUNICORN, "gunicorn_application": "hello"}, "gunicorn_application: 'hello' does not name a WSGI callable. Write module:attribute"),
+        ("daphne", "main", {"daphne_app_name": "lonely", "daphne_directory": "/srv/echo"}, "missing required arguments: daphne_application"),
+        ("nginx", "site", {**SITE, "nginx_site_domains": ["hello.test"]}, "hello.test"),
+        ("nginx", "site", SITE, "nginx_site_domains: site 'lonely' has no host name, so no request could reach it. Give it at least one."),
+        ("nginx", "site", {**SITE, "nginx_site_domains": ["lonely.test"], "nginx_site_extra": "foo bar;"}, 'unknown directive "foo" in quintet/sites/lonely.conf'),
+        ("redis", "main", {"redis_name": "chat", "redis_password": "short"}, "redis_password: the password of instance 'chat' is shorter than 16 characters."),
+        ("postgresql", "database", {"postgresql_database_name": "postgres"}, "'postgres' cannot be the name of an app's database or user."),
+    ],
+    ids=["no application", "no attribute", "no ASGI application", "taken domain", "no domain", "Nginx refuses", "short password", "PostgreSQL's own name"],
+)  # fmt: skip
+def test_bad_variables_are_refused_before_anything_changes(
+    tmp_path: Path, role: str, tasks_from: str, variables: dict[str, Any], words: str
+) -> None:
+    before, tree = processes(), live_tree()
+    played = play_role(tmp_path, role, tasks_from, **variables)
+    assert played.code != 0, played.output
+    assert words in re.sub(r"\s+", " ", played.output), played.output
+    assert played.changed == 0, played.changed_tasks
+    assert (processes(), live_tree()) == (before, tree)
+    assert HOST.run("sh", "-c", "ls -d /opt/quintet/*lonely* /etc/systemd/system/*lonely* 2>/dev/null; getent passwd lonely; true") == ""
+    assert HELLO.get("/").status == 200
+
+
+def test_a_file_that_does_not_import_stops_nothing_and_the_next_run_puts_all_right(tmp_path: Path) -> None:
+    before = processes()
+    variables = {"gunicorn_app_name": "hello_b", "gunicorn_application": "nowhere:application", "gunicorn_directory": "/srv/hello"}
+    played = play_role(tmp_path, "gunicorn", gunicorn_environment={"HELLO_INSTANCE": "hello_b"}, **variables)
+    assert played.code != 0, played.output
+    assert "gunicorn_application: 'nowhere:application' cannot be loaded from /srv/hello on quintet-roles:" in played.output
+    assert "ModuleNotFoundError: No module named 'nowhere'" in played.output
+    assert processes() == before
+    play_well(BARE, "--extra-vars", f"hello_a_workers={len(workers('gunicorn-hello_a.service'))}")
+    assert processes()["hello_b"] == before["hello_b"]
+    assert HELLO.get("/").status == 200

@@ -76,6 +76,12 @@ def test_targets_of_make_exist(document: Path) -> None:
     assert named_targets(document.read_text()) - make_targets() == set()
 
 
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_examples_in_yaml_can_be_read(document: Path) -> None:
+    for block in re.findall(r"^```yaml\n(.*?)^```$", document.read_text(), re.DOTALL | re.MULTILINE):
+        yaml.safe_load(block)
+
+
 def test_the_first_page_names_what_a_user_begins_with() -> None:
     assert named_targets((ROOT / "README.md").read_text()) >= {"demo", "demo-down", "test", "check", "help", "venv"}
 

@@ -309,10 +309,11 @@ def test_a_second_signal_hurries(host: Host) -> None:
 
 
 def test_waiting_connections_are_left_to_another_process(host: Host) -> None:
-    first = host.start("--drain-seconds", "2")
+    first = host.start("--drain-seconds", "6")
 
     async def clients() -> None:
-        async with dial(host) as old:
+        # The first of the two is closed at once, the second keeps the process for 3 s.
+        async with dial(host) as old, dial(host) as other:
             first.process.send_signal(signal.SIGTERM)
             await asyncio.to_thread(first.wait_for, "STOPPING=1")
             await asyncio.sleep(0.2)
@@ -323,7 +324,8 @@ def test_waiting_connections_are_left_to_another_process(host: Host) -> None:
             new = await asyncio.wait_for(pending, 10)
             await new.send("to the second process")
             assert await new.recv() == "to the second process"
-            assert await close_code(old) == 1012
+            assert first.process.poll() is None
+            assert {await close_code(old), await close_code(other)} == {1012}
             await new.close()
 
     asyncio.run(clients())

@@ -63,6 +63,10 @@ test: check ## Run everything that must pass: check, then every Molecule scenari
 	molecule test --all
 	@echo "make test: lint, unit tests, the sample app's tests and the Molecule scenarios" $$(ls -d molecule/*/molecule.yml | cut -d/ -f2) "all passed"
 
+.PHONY: readmes
+readmes: venv ## Write the tables of the roles' READMEs from their argument specs
+	@python tools/role_readmes.py
+
 .PHONY: build
 build: venv ## Build the collection's artifact into build/
 	ansible-galaxy collection build --force --output-path build

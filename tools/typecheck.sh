@@ -1,5 +1,5 @@
 #!/bin/sh
-# mypy --strict on the Python of tools, plugins and roles: one directory at a time, as a module and its action plugin
+# mypy --strict (Ansible's untyped base classes aside) on the Python of tools, plugins and roles: one directory at a time, as a module and its action plugin
 # share a name. Commands on hosts have no .py in their name; their first line tells that they are Python.
 set -eu
 cd "$(dirname "$0")/.."
@@ -15,7 +15,7 @@ for directory in tools plugins/* roles/*/files; do
     if [ -n "$sources" ]; then
         printf '%s: ' "$directory"
         # shellcheck disable=SC2086  # a list of files without blanks in their names
-        .venv/bin/mypy --strict --scripts-are-modules $sources || status=1
+        .venv/bin/mypy --strict --allow-subclassing-any --scripts-are-modules $sources || status=1
     fi
 done
 exit "$status"

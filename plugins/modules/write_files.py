@@ -295,7 +295,7 @@ def check(module: AnsibleModule, new_content: list[Wanted]) -> None:
                 continue  # not installed yet: a real run installs it before this step
             staged = stage(by_path[Path(entry["path"])], Path(name))
             command = [argument.replace("%s", str(staged)) for argument in entry["command"]]
-            code, out, err = module.run_command(command)
+            code, out, err = module.run_command(command, expand_user_and_vars=False)
             if code != 0:
                 said = (out + err).strip().replace(str(staged), entry["path"])
                 module.fail_json(

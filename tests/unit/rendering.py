@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
 
 ROOT = Path(__file__).parents[2]
 FACTS = {"os_family": "Debian", "processor_nproc": 2, "memtotal_mb": 4096}
-
-# So that the filters are found by their full names, as ansible.cfg does it for plays.
-init_plugin_loader([str(ROOT / "collections")])
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def test_through_the_edge_no_forwarding_header_is_made_up(tmp_path: Path) -> Non
     [
         (http_probe(path="/sick"), 'GET /sick: got 503 {"status": "bad", "generation": '),
         (http_probe(status=404), "instead of 404"),
+        (http_probe(path="/sick", status=None), "instead of a status below 500"),
         (http_probe(expected={"status": "fine"}), 'instead of "status": "fine"'),
         (http_probe(expected={"absent": None}), 'instead of "absent": null'),
         (http_probe(path="/page", expected={"status": "ok"}), 'got 200 <h1>Rooms</h1> instead of "status": "ok"'),
@@ -146,7 +147,7 @@ def test_nobody_listens(tmp_path: Path, probe: Probe) -> None:
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(tmp_path / "s"))
         refused = run(probe, Endpoint(path=tmp_path / "s"))
-    assert f"got 'Connection refused' at {tmp_path}/s instead of {probe.status}" in refused.message
+    assert f"got 'Connection refused' at {tmp_path}/s instead of {probe.wanted}" in refused.message
 
 
 @pytest.mark.parametrize("probe", [http_probe(timeout_seconds=0.05), socket_probe(timeout_seconds=0.05)])
@@ -155,7 +156,7 @@ def test_no_answer_in_time(tmp_path: Path, probe: Probe) -> None:
         silent.bind(str(tmp_path / "s"))
         silent.listen()
         result = run(probe, Endpoint(path=tmp_path / "s"))
-    assert f"got no answer within 0.05 s instead of {probe.status}" in result.message
+    assert f"got no answer within 0.05 s instead of {probe.wanted}" in result.message
 
 
 # The WebSocket client against the server of `websockets`.
@@ -337,6 +338,12 @@ def test_a_close_keeps_its_code() -> None:
         with pytest.raises(ClosedError) as caught:
             client.receive()
     assert (caught.value.code, caught.value.reason) == (1012, "gone")
+
+
+def test_without_a_status_any_below_500_will_do(web: Endpoint) -> None:
+    assert run(http_probe(status=None), web).ok
+    assert http_probe(status=None).accepts(404)
+    assert not http_probe(status=None).accepts(500)
 
 
 def test_the_file_of_the_contract_is_understood(tmp_path: Path) -> None:

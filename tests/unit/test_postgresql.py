@@ -115,12 +115,12 @@ def test_another_user_acts_as_the_owner() -> None:
 
 @pytest.mark.parametrize("name", ["shop", "a", "shop_2"])
 def test_names_of_apps_are_accepted(name: str) -> None:
-    assert accepts("names that belong to PostgreSQL", item=name)
+    assert accepts("names that belong to PostgreSQL", __postgresql_name=name)
 
 
 @pytest.mark.parametrize("name", ["Shop", "2shop", "", 'sh"op', "pg_shop", "postgres", "samerole", "a" * 64, "shop\n"])
 def test_other_names_are_refused(name: str) -> None:
-    assert not accepts("names that belong to PostgreSQL", item=name)
+    assert not accepts("names that belong to PostgreSQL", __postgresql_name=name)
 
 
 def test_settings_with_a_variable_of_their_own_are_refused() -> None:

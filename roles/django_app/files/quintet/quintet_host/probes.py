@@ -52,13 +52,16 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Probe:
-    """One entry of probes.json. `expected`: members that the JSON answer must have, with these values."""
+    """One entry of probes.json.
+
+    `expected`: members that the JSON answer must have, with these values. `status` None: any below 500.
+    """
 
     name: str
     kind: str
     path: str
     host: str
-    status: int
+    status: int | None
     method: str = "GET"
     scheme: str = "http"
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -71,6 +74,15 @@ class Probe:
 
     def __str__(self) -> str:
         return f"WebSocket {self.path}" if self.kind == "websocket" else f"{self.method} {self.path}"
+
+    @property
+    def wanted(self) -> str:
+        """The status that must come back, in words."""
+        return "a status below 500" if self.status is None else str(self.status)
+
+    def accepts(self, status: int) -> bool:
+        """Say whether this status is what must come back."""
+        return status < HTTPStatus.INTERNAL_SERVER_ERROR if self.status is None else status == self.status
 
 
 @dataclass(frozen=True)
@@ -134,7 +146,7 @@ def _parse(entry: dict[str, Any]) -> Probe:
         kind=kind,
         path=entry["path"],
         host=entry["host"],
-        status=int(entry.get("status") or (101 if kind == "websocket" else 200)),
+        status=entry.get("status") or (HTTPStatus.SWITCHING_PROTOCOLS if kind == "websocket" else None),
         method=entry.get("method") or "GET",
         scheme=entry.get("scheme") or ("https" if str(origin).startswith("https:") else "http"),
         headers=entry.get("headers") or {},
@@ -158,10 +170,10 @@ def run(probe: Probe, endpoint: Endpoint) -> Result:
     except ProbeError as error:
         ok, message, generation = False, f"{through}: {error}", error.generation
     except TimeoutError:
-        ok, message = False, f"{through}: got no answer within {probe.timeout_seconds:g} s instead of {probe.status}"
+        ok, message = False, f"{through}: got no answer within {probe.timeout_seconds:g} s instead of {probe.wanted}"
     except (OSError, http.client.HTTPException) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        ok, message = False, f"{through}: got {reason!r} at {endpoint} instead of {probe.status}"
+        ok, message = False, f"{through}: got {reason!r} at {endpoint} instead of {probe.wanted}"
     return Result(probe.name, ok, time.monotonic() - began, message, generation)
 
 
@@ -196,8 +208,8 @@ def _http(probe: Probe, endpoint: Endpoint) -> str | None:
             body = _read(response, stream, deadline)
     text = body.decode(errors="replace")
     answer = _json(text)
-    if response.status != probe.status:
-        raise ProbeError(_short(f"{response.status} {text}"), str(probe.status), _generation(answer))
+    if not probe.accepts(response.status):
+        raise ProbeError(_short(f"{response.status} {text}"), probe.wanted, _generation(answer))
     if probe.text is not None and probe.text not in text:
         wanted = f"a text with {probe.text!r}"
         raise ProbeError(f"{response.status} {_short(text)}", wanted, _generation(answer))
@@ -232,13 +244,13 @@ def _websocket(probe: Probe, endpoint: Endpoint) -> str | None:
         try:
             websocket.open(probe.path, _headers(probe, endpoint), probe.subprotocol)
         except HandshakeRefusedError as refusal:
-            if refusal.status == probe.status:
+            if probe.accepts(refusal.status):
                 return _generation(_json(refusal.body))
-            raise ProbeError(_short(str(refusal)), str(probe.status)) from refusal
+            raise ProbeError(_short(str(refusal)), probe.wanted) from refusal
         except WebSocketError as error:
-            raise ProbeError(str(error), str(probe.status)) from error
+            raise ProbeError(str(error), probe.wanted) from error
         if probe.status != HTTPStatus.SWITCHING_PROTOCOLS:
-            raise ProbeError("101", str(probe.status))
+            raise ProbeError("101", probe.wanted)
         try:
             return _converse(probe, websocket)
         finally:

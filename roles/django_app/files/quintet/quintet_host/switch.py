@@ -91,7 +91,7 @@ def roll_back(host: Host, app: str, identifier: str | None = None, *, accept_mig
         return replace(
             done,
             message=f"{done.message}\nsite.yml now keeps {target.identifier} (hold by {host.by}). To end the hold: "
-            f"quintet activate {app} {current}, or a deploy asked for by name.",
+            f"quintet activate {app} {current}, or site.yml with -e django_app_end_hold=true.",
         )
 
 
@@ -136,7 +136,7 @@ def _refuse_unless(host: Host, generation: Generation, wanted: Sequence[str]) ->
     if found.state in wanted:
         return
     is_what = {
-        "failed": f"failed on {found.since}: {found.reason or 'no reason is recorded'}",
+        "failed": f"failed on {found.since}: {found.reason.rstrip('.') or 'no reason is recorded'}",
         "building": f"is not built to its end (its build began on {found.since})",
         "built": "never served, so it is no target of a rollback",
         "unknown": "has no recorded state",

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hosts import ROOT, Host, Site, play, play_well, receive, wait_for
@@ -106,6 +107,12 @@ def test_an_alias_is_redirected_with_its_path(host: Host) -> None:
     assert answer.headers["location"] == f"http://{DOMAIN}/rooms/lobby/?page=2"
 
 
+def log_entries(host: Host, path: str) -> list[dict[str, Any]]:
+    """Return the last entries of Nginx's access log for a path."""
+    lines = host.run("tail", "--lines=200", "/var/log/nginx/access.log").splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["uri"].split("?")[0] == path]
+
+
 def test_forwarding_headers_of_a_client_are_not_believed(site: Site) -> None:
     headers = {
         "X-Forwarded-Host": "evil.test",
@@ -114,10 +121,26 @@ def test_forwarding_headers_of_a_client_are_not_believed(site: Site) -> None:
         "Daphne-Root-Path": "/evil",
         "X-Script-Name": "/evil",
     }
+    # Django answers by what it believes: the redirect of a path without its last slash names host, scheme and prefix.
+    answer = site.get("/admin", headers=headers)
+    assert answer.status == 301
+    assert answer.headers["location"] == "/admin/"
     assert site.get("/healthz", headers=headers).json["status"] == "ok"
-    log = json.loads(site.host.run("tail", "--lines=1", "/var/log/nginx/access.log"))
-    wait_for("the access log", lambda: "healthz" in site.host.run("tail", "--lines=3", "/var/log/nginx/access.log"))
-    assert "1.2.3.4" not in json.dumps(log.get("remote_addr", ""))
+
+
+def test_the_access_log_tells_how_long_the_app_and_a_websocket_took(site: Site) -> None:
+    with site.websocket("/ws/health/?log") as connection:
+        assert process_of(connection)
+    site.get("/healthz?log", headers={"X-Forwarded-For": "1.2.3.4"})
+    wait_for(
+        "Nginx to flush its log",
+        lambda: bool(log_entries(site.host, "/healthz") and log_entries(site.host, "/ws/health/")),
+    )
+    request, websocket = log_entries(site.host, "/healthz")[-1], log_entries(site.host, "/ws/health/")[-1]
+    assert float(request["upstream_response_time"]) >= 0
+    assert request["client"] not in ("", "127.0.0.1", "1.2.3.4")
+    assert (websocket["status"], websocket["upgrade"]) == (101, "websocket")
+    assert float(websocket["request_time"]) > 0
 
 
 # ---- WebSockets ---------------------------------------------------------------------------------------------------
@@ -355,6 +378,18 @@ def test_both_hosts_share_the_release_and_have_their_own_generations() -> None:
     generations = [Host(name).current(APP) for name in NAMES]
     assert len({generation.split("-")[0] for generation in generations}) == 1
     assert len({generation.split("-")[1] for generation in generations}) == 2
+
+
+def test_generated_secrets_are_the_same_on_all_hosts() -> None:
+    kept = [Host(name).run("cat", f"/etc/quintet/{APP}/secrets.json") for name in NAMES]
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("tag", ["postgresql", "django_app", "redis", "nginx"])
+def test_each_roles_tag_works_alone(tag: str) -> None:
+    played = play_well("site.yml", "--tags", tag, "--limit", "quintet-trixie")
+    assert played.changed == 0, played.changed_tasks
+    assert f"quintet.django.{tag} : " in played.output
 
 
 def test_check_mode_reports_nothing_on_a_converged_host() -> None:

@@ -172,10 +172,10 @@ def test_an_app_can_write_no_code_unit_setting_or_directory(user: str) -> None:
     existing = [
         *files("/srv/hello", "/srv/echo", "/etc/nginx/quintet/", "/etc/tmpfiles.d"),
         *files("/opt/quintet/gunicorn-hello_a/gunicorn.conf.py", "/opt/quintet/daphne-echo/daphne_launcher.py"),
-        *(f"/opt/quintet/{name}/venv/bin/python" for name in ("gunicorn-hello_a", "gunicorn-hello_b", "daphne-echo")),
+        *(f"/opt/quintet/{name}/venv/pyvenv.cfg" for name in ("gunicorn-hello_a", "gunicorn-hello_b", "daphne-echo")),
         *files("/srv/chat/current/units/", "/etc/quintet/", "/var/lib/quintet/", "/usr/local/lib/quintet"),
         "/srv/chat/current/src/manage.py",
-        "/srv/chat/current/venv/bin/python",
+        "/srv/chat/current/venv/pyvenv.cfg",
         "/usr/local/sbin/quintet",
         *shell("cd /etc/systemd/system && ls -d $PWD/*-hello_?.* $PWD/*-echo* $PWD/*-chat.*").split(),
     ]
@@ -369,7 +369,7 @@ def test_a_daphne_whose_run_was_killed_before_its_restart_is_healed() -> None:
     assert f"--message-max-bytes {limit} " in HOST.run("cat", "/etc/systemd/system/daphne-echo-1.service")
     assert processes() == before
 
-    with ECHO.websocket("/", max_size=None) as connection:
+    with ECHO.websocket("/", max_size=None) as connection, asking(ECHO) as answers:
         assert echoes(connection, "x" * 100)
         played = play_well(BARE, "--extra-vars", setting)
         assert played.changed == 1, played.changed_tasks
@@ -377,6 +377,7 @@ def test_a_daphne_whose_run_was_killed_before_its_restart_is_healed() -> None:
             connection.recv(timeout=20)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
+    assert {answer.status for answer in answers} == {426}
     after = processes()
     assert after["echo"].isdisjoint(before["echo"])
     assert all(after[name] == before[name] for name in SERVICES if name != "echo"), (before, after)

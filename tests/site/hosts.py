@@ -157,6 +157,11 @@ class Played:
     code: int
     output: str
 
+    @property
+    def text(self) -> str:
+        """The output without line breaks and without the doubled quotes of YAML, in which Ansible shows messages."""
+        return re.sub(r"\s+", " ", self.output.replace("''", "'"))
+
     def count(self, host: str, what: str) -> int:
         """Return a number of the recap, for example changed."""
         found = re.search(rf"^{re.escape(host)}\s+:.*\b{what}=(\d+)", self.output, re.MULTILINE)

@@ -271,14 +271,6 @@ def idle_sockets() -> list[tuple[float, ClientConnection]]:
     return [(time.monotonic(), Site(Host(name), DOMAIN).websocket("/ws/health/", ping_interval=None)) for name in NAMES]
 
 
-def test_an_idle_socket_lives_for_75_seconds(idle_sockets: list[tuple[float, ClientConnection]]) -> None:
-    for opened, connection in idle_sockets:
-        with pytest.raises(TimeoutError):
-            connection.recv(timeout=max(0.1, opened + IDLE_SECONDS - time.monotonic()))
-        assert process_of(connection)
-        connection.close()
-
-
 # ---- what the app may and may not ---------------------------------------------------------------------------------
 
 
@@ -395,6 +387,14 @@ def test_each_roles_tag_works_alone(tag: str) -> None:
 def test_check_mode_reports_nothing_on_a_converged_host() -> None:
     played = play_well("site.yml", "--check")
     assert played.changed == 0, played.changed_tasks
+
+
+def test_an_idle_socket_lives_for_75_seconds(idle_sockets: list[tuple[float, ClientConnection]]) -> None:
+    for opened, connection in idle_sockets:
+        with pytest.raises(TimeoutError):
+            connection.recv(timeout=max(0.1, opened + IDLE_SECONDS - time.monotonic()))
+        assert process_of(connection)
+        connection.close()
 
 
 def test_a_service_that_does_not_run_is_reported_and_repaired(host: Host) -> None:

@@ -9,7 +9,9 @@ name: app_with_defaults
 short_description: An app with all defaults filled in
 version_added: 0.1.0
 author: The Quintet authors
-description: Fills an app's dictionary with the defaults of the role P(quintet.django.django_app#role), also those that follow from its name.
+description:
+  - Fills an app's dictionary with the defaults of the role P(quintet.django.django_app#role).
+  - Fills in those as well that follow from its name and domains.
 options:
   _input: {description: The app's dictionary., type: dict, required: true}
 """

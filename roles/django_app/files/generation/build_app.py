@@ -49,7 +49,11 @@ def compress(directory: Path) -> int:
     """Write name.gz beside each text that gets smaller by it; returns how many there are."""
     count = 0
     for path in sorted(directory.rglob("*")):
-        if path.suffix not in COMPRESSED_SUFFIXES or not path.is_file() or path.stat().st_size < SMALLEST_COMPRESSED_BYTES:
+        if (
+            path.suffix not in COMPRESSED_SUFFIXES
+            or not path.is_file()
+            or path.stat().st_size < SMALLEST_COMPRESSED_BYTES
+        ):
             continue
         content = path.read_bytes()
         compressed = gzip.compress(content, compresslevel=9, mtime=0)

@@ -297,7 +297,7 @@ def make_server(arguments: argparse.Namespace, application: Any, ready: Callable
     from daphne.access import AccessLogGenerator
     from daphne.server import Server
 
-    class DrainableServer(Server):  # type: ignore[misc]  # Daphne has no types
+    class DrainableServer(Server):
         """Daphne's server, with what the drain needs to know."""
 
         def __init__(self, **options: Any) -> None:
@@ -340,7 +340,7 @@ def make_server(arguments: argparse.Namespace, application: Any, ready: Callable
             "proxy_forwarded_proto_header": "X-Forwarded-Proto",
         }
     return DrainableServer(
-        application=guarantee_single_callable(application),
+        application=guarantee_single_callable(application),  # type: ignore[no-untyped-call]
         signal_handlers=False,
         action_logger=AccessLogGenerator(sys.stderr) if arguments.access_log else None,
         http_timeout=arguments.http_timeout or None,

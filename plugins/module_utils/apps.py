@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ def load_schema(roles: Path = ROLES) -> Schema:
     return options
 
 
+# Roles whose settings an app's dictionary may hold under the role's name: entry point and prefix of its variables.
+SETTINGS_OF_ROLES = {
+    "gunicorn": ("main", "gunicorn_"),
+    "daphne": ("main", "daphne_"),
+    "nginx": ("site", "nginx_site_"),
+    "redis": ("main", "redis_"),
+}
+
+
+def role_settings(role: str, roles: Path = ROLES) -> set[str]:
+    """Return the names that an app's dictionary may hold under a role's name."""
+    entry, prefix = SETTINGS_OF_ROLES[role]
+    spec = yaml.safe_load((roles / role / "meta/argument_specs.yml").read_text())
+    options = spec["argument_specs"][entry]["options"]
+    return {name.removeprefix(prefix) for name in options if name.startswith(prefix)}
+
+
 def with_defaults(value: dict[str, Any], schema: Schema) -> dict[str, Any]:
     """Return a copy with every option of the schema, also in nested dictionaries, defaults filled in."""
     filled: dict[str, Any] = {}
@@ -95,6 +113,24 @@ def complete_probe(probe: dict[str, Any], domains: list[str]) -> dict[str, Any]:
     }
 
 
+def no_such_setting(where: str, name: str, known: Iterable[str]) -> str:
+    """Say that a setting does not exist, with the one that was probably meant."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean '{near[0]}'?" if near else f"It may have: {', '.join(sorted(known))}."
+    return f"{where}: there is no such setting. {hint}"
+
+
+def unknown_role_settings(app: App, where: str) -> list[str]:
+    """Name every setting of a role that the role does not have."""
+    found = []
+    for role in SETTINGS_OF_ROLES:
+        given = app.get(role)
+        if isinstance(given, dict) and given:
+            known = role_settings(role)
+            found += [no_such_setting(f"{where}.{role}.{key}", str(key), known) for key in given if key not in known]
+    return found
+
+
 def unknown_keys(value: Any, schema: Schema, where: str) -> list[str]:
     """Name every key that the schema does not have, with the one that was probably meant."""
     if not isinstance(value, dict):
@@ -103,9 +139,7 @@ def unknown_keys(value: Any, schema: Schema, where: str) -> list[str]:
     for key, content in value.items():
         option = schema.get(key)
         if option is None:
-            near = difflib.get_close_matches(str(key), schema, n=1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"It may have: {', '.join(sorted(schema))}."
-            found.append(f"{where}.{key}: there is no such setting. {hint}")
+            found.append(no_such_setting(f"{where}.{key}", str(key), schema))
         elif "options" in option:
             items = content if isinstance(content, list) else [content]
             for number, item in enumerate(items):
@@ -218,6 +252,7 @@ def problems(apps: Any, label: str, schema: Schema) -> list[str]:
             found.append(f"{place}: is no dictionary. Write an entry with name, source and domains.")
             continue
         found += unknown_keys(app, schema, place)
+        found += unknown_role_settings(app, place)
         found += type_problems(app, schema, place)
     if found:
         return found

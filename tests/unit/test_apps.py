@@ -26,6 +26,19 @@ def test_a_good_app_has_no_problems() -> None:
             "django_apps[0].source.directroy: there is no such setting. Did you mean 'directory'?",
         ),
         ({"probes": [{"pth": "/"}]}, "django_apps[0].probes[0].pth: there is no such setting. Did you mean 'path'?"),
+        (
+            {"gunicorn": {"thread": 4}},
+            "django_apps[0].gunicorn.thread: there is no such setting. Did you mean 'threads'?",
+        ),
+        (
+            {"daphne": {"process": 4}},
+            "django_apps[0].daphne.process: there is no such setting. Did you mean 'processes'?",
+        ),
+        ({"nginx": {"keepalives": 4}}, "django_apps[0].nginx.keepalives: there is no such setting. Did you mean"),
+        (
+            {"redis": {"maxmem": "1gb"}},
+            "django_apps[0].redis.maxmem: there is no such setting. Did you mean 'maxmemory'?",
+        ),
         ({"name": None}, "django_apps[0]: missing required arguments: name."),
         ({"name": "Shop"}, "django_apps[0].name: 'Shop' can't name an app."),
         ({"name": "a" * 25}, "can't name an app"),

@@ -52,6 +52,13 @@ def test_an_app_without_channels_has_no_redis() -> None:
     assert role(LIVE).evaluate("__django_app_secrets") == {"CHANNEL_LAYER_PASSWORD": "", "SECRET_KEY": ""}
 
 
+def test_the_users_name_may_be_another_than_the_apps() -> None:
+    # Peer authentication: the user of the system is the database's role; the database and Redis are named after the app.
+    found = environment(user="keeper")
+    assert found["DATABASE_URL"] == "postgresql://keeper@%2Fvar%2Frun%2Fpostgresql/shop"
+    assert found["CHANNEL_LAYER_URL"] == "unix://shop@/run/redis-shop/redis.sock"
+
+
 def test_a_database_elsewhere_is_the_apps_own_word() -> None:
     assert environment(environment={"DATABASE_URL": "postgresql://db/shop"})["DATABASE_URL"] == "postgresql://db/shop"
     assert "DATABASE_URL" not in environment(secrets={"SECRET_KEY": "", "DATABASE_URL": "postgresql://u:p@db/shop"})

@@ -41,10 +41,17 @@ class Host:
         return done.stdout + ("" if check else done.stderr)
 
     def fails(self, *command: str, user: str = "root") -> bool:
-        """Say whether a command ends with an error."""
+        """Say whether a command ends with an error; raises AssertionError when it could not be run at all."""
         done = subprocess.run(
-            ["docker", "exec", "--user", user, self.name, *command], capture_output=True, check=False, timeout=120
+            ["docker", "exec", "--user", user, self.name, *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
+        # No such command, user or host says nothing about the command; for the last the engine's own code is 1.
+        unable = done.returncode in (125, 126, 127) or done.stderr.startswith("Error response from daemon")
+        assert not unable, f"{self.name}: {' '.join(command)}\n{done.stdout}{done.stderr}"
         return done.returncode != 0
 
     @property

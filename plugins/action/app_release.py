@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from ansible_collections.quintet.django.plugins.module_utils.source import (
     check_lock,
     digest,
     list_files,
+    servers_of,
+    source_directory,
     write_archive,
 )
 
@@ -38,13 +39,10 @@ class ActionModule(ActionBase):
             }
         )
         app = normalize(arguments["app"], load_schema())
-        # A relative directory starts at the inventory, the file that names it; a link to it is followed (prod -> inventories/prod).
-        inventory = Path(os.path.realpath((task_vars or {}).get("inventory_dir") or "."))
-        directory = inventory / app["source"]["directory"]
-        needed = ["gunicorn", "daphne"] if app["asgi"] else ["gunicorn"]
+        directory = source_directory(app, (task_vars or {}).get("inventory_dir"))
         try:
             entries = list_files(directory)
-            lock = check_lock(directory, app["requirements"], needed)
+            lock = check_lock(directory, app["requirements"], servers_of(app))
             source = digest(directory, entries)
             archive = None
             if arguments["archive"]:
@@ -52,7 +50,7 @@ class ActionModule(ActionBase):
                 archive = Path(tempfile.mkdtemp(dir=constants.DEFAULT_LOCAL_TMP)) / f"{app['name']}.tar.gz"
                 write_archive(directory, entries, archive)
         except (SourceError, OSError) as error:
-            result.update(failed=True, msg=f"app '{app['name']}': {error}\nNothing was changed on any host.")
+            result.update(failed=True, msg=f"app '{app['name']}': {error}")
             return result
         result.update(
             changed=False,

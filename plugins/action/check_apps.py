@@ -7,11 +7,12 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, problems
+from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize, problems
+from ansible_collections.quintet.django.plugins.module_utils.source import source_problems
 
 
 class ActionModule(ActionBase):
-    """Checks apps against the schema and against each other."""
+    """Checks apps against the schema and against each other, and their sources on the controller."""
 
     TRANSFERS_FILES = False
 
@@ -21,7 +22,12 @@ class ActionModule(ActionBase):
         _, arguments = self.validate_argument_spec(
             {"apps": {"type": "raw", "required": True}, "label": {"type": "str", "default": "django_apps"}}
         )
-        found = problems(arguments["apps"], arguments["label"], load_schema())
+        apps, label, schema = arguments["apps"], arguments["label"], load_schema()
+        found = problems(apps, label, schema)
+        if not found:
+            filled = [normalize(app, schema) for app in apps]
+            where = [f"{label}[{number}]" for number in range(len(apps))]
+            found = source_problems(filled, where, (task_vars or {}).get("inventory_dir"))
         if found:
             result.update(failed=True, msg="\n".join([*found, "Nothing was changed on any host."]), problems=found)
         else:

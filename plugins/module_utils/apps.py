@@ -47,8 +47,8 @@ RESERVED_VARIABLES = {
     "DJANGO_SETTINGS_MODULE": "settings_module",
     "CREDENTIALS_DIRECTORY": "secrets",
     "QUINTET_GENERATION": "",
-    "STATIC_ROOT": "static_url",
-    "MEDIA_ROOT": "media_url",
+    "STATIC_ROOT": "",
+    "MEDIA_ROOT": "",
 }
 
 
@@ -59,21 +59,13 @@ def load_schema(roles: Path = ROLES) -> Schema:
     return options
 
 
-# Roles whose settings an app's dictionary may hold under the role's name: entry point and prefix of its variables.
-SETTINGS_OF_ROLES = {
-    "gunicorn": ("main", "gunicorn_"),
-    "daphne": ("main", "daphne_"),
-    "nginx": ("site", "nginx_site_"),
-    "redis": ("main", "redis_"),
-}
+# Roles whose settings an app's dictionary may hold under the role's name.
+ROLES_WITH_SETTINGS = ("gunicorn", "daphne", "nginx", "redis")
 
 
 def role_settings(role: str, roles: Path = ROLES) -> set[str]:
-    """Return the names that an app's dictionary may hold under a role's name."""
-    entry, prefix = SETTINGS_OF_ROLES[role]
-    spec = yaml.safe_load((roles / role / "meta/argument_specs.yml").read_text())
-    options = spec["argument_specs"][entry]["options"]
-    return {name.removeprefix(prefix) for name in options if name.startswith(prefix)}
+    """Return the names that an app's dictionary may hold under a role's name: those that its defaults look up there."""
+    return set(re.findall(rf"django_app\.{role}\.(\w+)", (roles / role / "defaults/main.yml").read_text()))
 
 
 def with_defaults(value: dict[str, Any], schema: Schema) -> dict[str, Any]:
@@ -123,7 +115,7 @@ def no_such_setting(where: str, name: str, known: Iterable[str]) -> str:
 def unknown_role_settings(app: App, where: str) -> list[str]:
     """Name every setting of a role that the role does not have."""
     found = []
-    for role in SETTINGS_OF_ROLES:
+    for role in ROLES_WITH_SETTINGS:
         given = app.get(role)
         if isinstance(given, dict) and given:
             known = role_settings(role)
@@ -187,7 +179,7 @@ def value_problems(app: App, where: str) -> list[str]:
                 found.append(f"{where}.{key}: '{variable}' can't name a variable. Use letters, digits and _.")
             elif variable in RESERVED_VARIABLES:
                 instead = RESERVED_VARIABLES[variable]
-                advice = f"Set {where}.{instead} instead." if instead else "Remove it."
+                advice = f"Set {where}.{instead} instead." if instead else "Remove it and read theirs."
                 found.append(f"{where}.{key}.{variable}: the roles set this variable themselves. {advice}")
             elif isinstance(value, dict | list) or "\n" in str(value) or "\0" in str(value):
                 found.append(f"{where}.{key}.{variable}: is not one line of text. Give it as one line, or as a file.")

@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 
 class SourceError(Exception):
@@ -43,6 +44,33 @@ class Entry:
     path: PurePosixPath
     executable: bool
     link: str | None
+
+
+def source_directory(app: dict[str, Any], inventory: str | None) -> Path:
+    """Return where an app's source is.
+
+    A relative directory starts at the inventory, the file that names it; a link to it is followed (prod -> inventories/prod).
+    """
+    folder: Path = Path(os.path.realpath(inventory or ".")) / app["source"]["directory"]
+    return folder
+
+
+def servers_of(app: dict[str, Any]) -> list[str]:
+    """Return the packages that serve an app, which its lock must have."""
+    return ["gunicorn", "daphne"] if app["asgi"] else ["gunicorn"]
+
+
+def source_problems(apps: list[dict[str, Any]], where: list[str], inventory: str | None) -> list[str]:
+    """Say which apps' sources or locks are not there or can't be used, for apps with all defaults filled in."""
+    found = []
+    for app, place in zip(apps, where, strict=True):
+        try:
+            directory = source_directory(app, inventory)
+            list_files(directory)
+            check_lock(directory, app["requirements"], servers_of(app))
+        except (SourceError, OSError) as error:
+            found.append(f"{place}.{error}")
+    return found
 
 
 def list_files(directory: Path) -> list[Entry]:

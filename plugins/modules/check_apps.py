@@ -10,6 +10,7 @@ version_added: 0.1.0
 author: The Quintet authors
 description:
   - Checks app dictionaries against the argument spec of the role P(quintet.django.django_app#role), and against each other.
+  - Checks that each app's source and its lock of dependencies can be used.
   - Runs on the controller alone.
 options:
   apps: {description: The apps., type: raw, required: true}

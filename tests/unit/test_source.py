@@ -2,6 +2,7 @@
 
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.quintet.django.plugins.module_utils.source import (
@@ -9,6 +10,8 @@ from ansible_collections.quintet.django.plugins.module_utils.source import (
     check_lock,
     digest,
     list_files,
+    source_directory,
+    source_problems,
     write_archive,
 )
 
@@ -91,6 +94,22 @@ def test_a_lock_that_does_not_lock_is_refused(source: Path, lock: str | None, wo
         (source / "requirements.txt").write_text(lock)
     with pytest.raises(SourceError, match=words):
         check_lock(source, "requirements.txt", ["gunicorn", "daphne"])
+
+
+def test_problems_name_the_app_and_what_is_wrong_with_its_source(source: Path, tmp_path: Path) -> None:
+    def app(directory: str, **more: str) -> dict[str, Any]:
+        return {"source": {"directory": directory}, "requirements": "requirements.txt", "asgi": "", **more}
+
+    apps = [app("app"), app("nowhere"), app("app", requirements="lock.txt")]
+    found = source_problems(apps, ["apps[0]", "apps[1]", "apps[2]"], str(tmp_path))
+    assert [problem.split(" ")[0] for problem in found] == ["apps[1].source.directory:", "apps[2].requirements:"]
+
+
+def test_a_relative_source_starts_at_the_inventory_behind_its_link(tmp_path: Path) -> None:
+    (tmp_path / "inventories/prod").mkdir(parents=True)
+    (tmp_path / "prod").symlink_to("inventories/prod")
+    found = source_directory({"source": {"directory": "../../shop"}}, str(tmp_path / "prod"))
+    assert found.resolve() == tmp_path / "shop"
 
 
 def test_a_good_lock_has_a_digest_of_its_text(source: Path) -> None:

@@ -37,9 +37,8 @@ def start() -> None:
     environment = os.environ | {
         "PATH": f"{bin_directory}{os.pathsep}{os.environ['PATH']}",
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-        "DEMO_HTTP_PORT": str(port),
     }
-    command = ["ansible-playbook", "site.yml", "-i", "inventories/demo", "-e", f"demo_http_port={port}"]
+    command = ["ansible-playbook", "site.yml", "-i", "inventories/demo"]
     run(command, "Mend the cause and run it again: make demo", cwd=ROOT, env=environment)
 
     wait_for_site(port)

@@ -1,13 +1,14 @@
 #!/bin/sh
-# mypy --strict (Ansible's untyped base classes aside) on the Python of tools, plugins and roles: one directory at a time, as a module and its action plugin
-# share a name. Commands on hosts have no .py in their name; their first line tells that they are Python.
+# mypy --strict (Ansible's untyped base classes aside) on the Python of tools, plugins, roles, tests and benchmarks: one directory at a time,
+# as a module and its action plugin share a name. Commands on hosts have no .py in their name; their first line tells that they are Python.
+# Without sample_app, as Django's types need a plugin of mypy that imports the app's settings.
 set -eu
 cd "$(dirname "$0")/.."
-MYPYPATH=$(printf '%s:' tools roles/*/files roles/*/files/*/)
+MYPYPATH=$(printf '%s:' tools tests/unit tests/site roles/*/files roles/*/files/*/)
 export MYPYPATH
 status=0
 
-for directory in tools plugins/* roles/*/files; do
+for directory in tools plugins/* roles/*/files tests/unit tests/site benchmarks; do
     sources=$(
         find "$directory" -type f -name '*.py'
         find "$directory" -type f ! -name '*.*' -exec sh -c 'head -n 1 "$1" | grep -q "^#!.*python"' _ {} \; -print

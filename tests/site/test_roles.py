@@ -7,11 +7,12 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 from hosts import ROOT, Answer, Host, Played, Site, play, play_well, receive
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection
+from websockets.sync.client import ClientConnection, connect
 
 HOST = Host("quintet-roles")
 HELLO = Site(HOST, "hello.test")
@@ -115,6 +116,77 @@ def test_the_channels_app_talks_over_websockets(chat: Site) -> None:
     with pytest.raises(InvalidStatus) as refused:
         chat.websocket("/ws/rooms/lobby/", origin="http://hello.test")
     assert refused.value.response.status_code == 403
+
+
+# ---- what reaches an app ------------------------------------------------------------------------------------------
+
+# What a client may claim about itself, its way here and where the app is; each is believed by some server or library.
+FORGED = {
+    "X-Forwarded-For": "203.0.113.7",
+    "X-Forwarded-Host": "evil.test",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Port": "443",
+    "X-Forwarded-Ssl": "on",
+    "X_Forwarded_For": "203.0.113.8",
+    "Forwarded": "for=203.0.113.9;proto=https;host=evil.test",
+    "X-Real-IP": "203.0.113.7",
+    "X-Request-ID": "forged",
+    "X-Script-Name": "/evil",
+    "Script_Name": "/evil",
+    "Script-Name": "/evil",
+    "Daphne-Root-Path": "/evil",
+    "Proxy": "http://evil.test:3128",
+}
+OWN = {"Accept-Language": "eo", "User-Agent": "somebody"}
+
+
+def asked_over_http(site: Site) -> Any:
+    """What reached an app with a plain request."""
+    answer = site.get("/", {"Host": f"{site.domain}:8080", **OWN, **FORGED}).json
+    return answer.get("request", answer)
+
+
+def asked_over_websocket(site: Site) -> Any:
+    """What reached an app with the handshake of a WebSocket."""
+    with connect(
+        f"ws://{site.domain}:8080/request",
+        sock=socket.create_connection((HOST.address, 80), timeout=30),
+        user_agent_header=None,
+        additional_headers={**OWN, **FORGED},
+        compression=None,
+    ) as connection:
+        return json.loads(connection.recv(timeout=20))
+
+
+@pytest.mark.parametrize(
+    ("site", "ask", "scheme"),
+    [
+        pytest.param(HELLO, asked_over_http, "http", id="Gunicorn"),
+        pytest.param(ECHO, asked_over_http, "http", id="Daphne over HTTP"),
+        pytest.param(ECHO, asked_over_websocket, "ws", id="Daphne over WebSocket"),
+    ],
+)
+def test_nothing_that_a_client_claims_reaches_an_app(site: Site, ask: Callable[[Site], Any], scheme: str) -> None:
+    with socket.create_connection((HOST.address, 80), timeout=30) as mine:
+        address = mine.getsockname()[0]
+    request = ask(site)
+    (request_id,) = [value for name, value in request["headers"] if name == "x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", request_id)
+    handshake = ("connection", "upgrade", "sec-websocket-key", "sec-websocket-version")
+    headers = [pair for pair in request["headers"] if scheme == "http" or pair[0] not in handshake]
+    assert headers == [
+        *([["accept-encoding", "identity"]] if scheme == "http" else []),
+        ["accept-language", "eo"],
+        ["host", f"{site.domain}:8080"],
+        ["user-agent", "somebody"],
+        ["x-forwarded-for", address],
+        ["x-forwarded-proto", "http"],
+        ["x-real-ip", address],
+        ["x-request-id", request_id],
+    ]
+    # Gunicorn leaves the client's address to its application.
+    assert (request["scheme"], request["script_name"]) == (scheme, "")
+    assert request["client"] == ("" if site is HELLO else address)
 
 
 # ---- apps are apart -----------------------------------------------------------------------------------------------

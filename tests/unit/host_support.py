@@ -4,24 +4,20 @@ import getpass
 import grp
 import json
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from quintet_host.clock import Clock
+from quintet_host.files import replace_link
+from quintet_host.host import Host
+from quintet_host.layout import Layout
+from quintet_host.probes import Endpoint, Probe, Result
+from quintet_host.system import Answer, System
+
 ROLE_FILES = Path(__file__).parents[2] / "roles/django_app/files/quintet"
-if str(ROLE_FILES) not in sys.path:
-    sys.path.insert(0, str(ROLE_FILES))
-
-from quintet_host.clock import Clock  # noqa: E402  the path above comes first
-from quintet_host.files import replace_link  # noqa: E402
-from quintet_host.host import Host  # noqa: E402
-from quintet_host.layout import Layout  # noqa: E402
-from quintet_host.probes import Endpoint, Probe, Result  # noqa: E402
-from quintet_host.system import Answer, System  # noqa: E402
-
 A, B, C, D, E, F = (f"{letter * 8}-77aa01bc" for letter in "abcdef")
 PROBES: dict[str, Any] = {
     "edge": {"address": "127.0.0.1", "port": 80},

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,17 +106,17 @@ def test_a_candidate_that_fails_a_probe_on_its_own_socket(here: Machine) -> None
     assert app_state(here) == AppState()
 
 
-def test_a_failure_through_the_edge_goes_back(here: Machine) -> None:
+def test_a_failure_through_the_edge_goes_back(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     here.host.store("shop").write(AppState(previous=C, hold=None))
     here.app.sick.add((B, "edge"))
     stopped_at: list[str | None] = []
     stop = here.system.stop
 
-    def recording_stop(names: list[str]) -> Answer:
+    def recording_stop(names: Sequence[str]) -> Answer:
         stopped_at.append(here.current)
         return stop(names)
 
-    here.system.stop = recording_stop  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(here.system, "stop", recording_stop)
     with pytest.raises(switch.ChangeError) as caught:
         switch.activate(here.host, "shop", B)
     assert caught.value.step == "edge"
@@ -474,13 +475,13 @@ def test_drain_refuses_what_serves(here: Machine) -> None:
         drain.drain(here.host, "shop", A)
 
 
-def test_drain_looks_again_after_its_wait(here: Machine) -> None:
+def test_drain_looks_again_after_its_wait(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     here.serve(B)
 
     def sleep(seconds: float) -> None:
         replace_link(here.layout.current("shop"), f"generations/{A}")
 
-    here.clock.sleep = sleep  # type: ignore[method-assign]
+    monkeypatch.setattr(here.clock, "sleep", sleep)
     with pytest.raises(QuintetError, match="serves and is not drained"):
         drain.drain(here.host, "shop", A)
     assert len(here.running(A)) == 4

@@ -15,12 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import ROOT, Answer, Host, Played, Site, play, play_well, receive
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from hosts import ROOT, Answer, Host, Played, Site, play, play_well, receive, wait_for
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 HOST = Host("quintet-roles")
@@ -309,8 +310,64 @@ def test_a_database_is_for_its_app(user: str) -> None:
         assert HOST.fails(*command, user=user) is not (user == role == "chatter"), f"{user} as {role}"
 
 
+def redis_password() -> str:
+    """The password that the stranger's playbook gave to its Redis."""
+    return (Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "redis_password").read_text().split()[0]
+
+
+def redis(*commands: str, password: str | None = None) -> list[str]:
+    """What Redis answers to each command of the app's user, who logs in first when there is a password."""
+    login = [f"AUTH chat {password}"] if password is not None else []
+    answers = HOST.run(
+        "redis-cli", "-s", SOCKETS["redis-chat"], user="chatter", stdin="\n".join([*login, *commands, ""])
+    )
+    lines = [line for line in answers.splitlines() if line]
+    if login:
+        assert lines.pop(0) == "OK", answers
+    assert len(lines) == len(commands), answers
+    return lines
+
+
+def test_an_app_can_ask_of_its_redis_what_a_channel_layer_needs_and_nothing_else() -> None:
+    password, key = redis_password(), f"asgi:test:{uuid.uuid4()}"
+    assert redis(f"ZADD {key} 1 one", f"ZCOUNT {key} -inf +inf", password=password) == ["1", "1"]
+    refused = [
+        "FLUSHALL",
+        "FLUSHDB",
+        "KEYS *",
+        "CONFIG GET *",
+        "CONFIG SET maxmemory 1",
+        "ACL LIST",
+        "INFO",
+        "SHUTDOWN NOSAVE",
+        "EVAL \"return redis.call('FLUSHALL')\" 0",
+        "ZADD other 1 one",
+        "PUBLISH other one",
+        "SUBSCRIBE other",
+    ]
+    answers = zip(refused, redis(*refused, password=password), strict=True)
+    permitted = {
+        asked: answer for asked, answer in answers if not re.match("NOPERM |ERR ACL failure in script", answer)
+    }
+    assert permitted == {}
+    assert redis(f"DEL {key}", password=password) == ["1"], "a refused command emptied the database"
+
+
+def test_redis_answers_nobody_without_the_password() -> None:
+    refused = redis(
+        "PING", "FLUSHALL", "ZADD asgi:x 1 one", "AUTH default x", "AUTH x", f"AUTH chat {'x' * 32}", "AUTH chat"
+    )
+    assert [answer.split()[0] for answer in refused] == ["NOAUTH"] * 3 + ["WRONGPASS"] * 4, refused
+
+
+def test_redis_refuses_a_write_rather_than_drop_a_group() -> None:
+    # What it was started with; its ACL lets nobody ask.
+    settings = HOST.run("cat", "/run/credentials/redis-chat.service/redis.conf").splitlines()
+    assert [line for line in settings if line.startswith("maxmemory-policy")] == ["maxmemory-policy noeviction"]
+
+
 def test_the_strangers_password_is_shown_nowhere() -> None:
-    password = (Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "redis_password").read_text().split()[0]
+    password = redis_password()
     assert len(password) == 32
     for shown in (
         shell("cat /proc/[0-9]*/cmdline | tr '\\0' ' '"),
@@ -320,6 +377,63 @@ def test_the_strangers_password_is_shown_nowhere() -> None:
         assert password not in shown
     # It is the one in use, so this would see it.
     assert password in shell("cat /etc/quintet/chat/revisions/*/credentials/CHANNEL_LAYER_PASSWORD")
+
+
+# ---- what people upload -------------------------------------------------------------------------------------------
+
+MEDIA = "/srv/chat/shared/media"
+
+
+def test_what_the_app_stores_is_served_and_no_link_leads_out(chat: Site) -> None:
+    masks = {
+        line
+        for name in ("chat (HTTP)", "chat (WebSocket)")
+        for pid in processes()[name]
+        for line in HOST.run("cat", f"/proc/{pid}/status").splitlines()
+        if line.startswith("Umask:")
+    }
+    assert masks == {"Umask:\t0022"}
+    where = f"test-{uuid.uuid4()}"
+    script = f"""
+        umask 0022 && mkdir -p {where}/sub && cd {where}
+        echo text | tee x.txt .hidden > sub/y.html
+        ln -s x.txt own.txt; ln -s /etc/passwd passwd.txt; ln -s /etc directory
+    """
+    try:
+        HOST.run("sh", "-euc", f"cd {MEDIA} && {script}", user="chatter")
+        answers = {
+            name: chat.get(f"/media/{where}/{name}")
+            for name in (
+                "x.txt",
+                "sub/y.html",
+                "own.txt",
+                "passwd.txt",
+                "directory/passwd",
+                ".hidden",
+                "sub/",
+                "no.txt",
+            )
+        }
+    finally:
+        HOST.run("rm", "-rf", f"{MEDIA}/{where}")
+    assert {name: answer.status for name, answer in answers.items()} == {
+        "x.txt": 200,
+        "sub/y.html": 200,
+        "own.txt": 200,
+        "passwd.txt": 403,
+        "directory/passwd": 403,
+        ".hidden": 404,
+        "sub/": 403,
+        "no.txt": 404,
+    }
+    assert answers["x.txt"].body == answers["sub/y.html"].body == "text\n"
+    # A page would run its scripts as the site's own.
+    assert answers["sub/y.html"].headers["content-disposition"] == "attachment"
+    assert (
+        answers["x.txt"].headers["x-content-type-options"]
+        == answers["sub/y.html"].headers["x-content-type-options"]
+        == "nosniff"
+    )
 
 
 # ---- changes ------------------------------------------------------------------------------------------------------
@@ -556,3 +670,48 @@ def test_a_file_that_does_not_import_stops_nothing_and_the_next_run_puts_all_rig
     assert "hello:application" in HOST.run("cat", "/etc/systemd/system/gunicorn-hello_b.service")
     assert len(workers("gunicorn-hello_b.service")) == 1
     assert "hello_b" in {HELLO.get("/").json["instance"] for _ in range(6)}
+
+
+def test_a_setting_that_gunicorn_refuses_changes_neither_the_configuration_nor_the_process(tmp_path: Path) -> None:
+    def on_disk() -> str:
+        return shell("sha256sum /opt/quintet/gunicorn-hello_b/gunicorn.conf.py /etc/systemd/system/gunicorn-hello_b.*")
+
+    before, written = processes(), on_disk()
+    played = play_role(
+        tmp_path,
+        "gunicorn",
+        gunicorn_app_name="hello_b",
+        gunicorn_application="hello:application",
+        gunicorn_directory="/srv/hello",
+        gunicorn_limit_request_line=-1,
+    )
+    assert played.code != 0, played.output
+    assert "Invalid value for limit_request_line: -1" in played.text, played.output
+    assert played.changed == 0, played.changed_tasks
+    assert (processes(), on_disk()) == (before, written)
+    assert "hello_b" in {HELLO.get("/").json["instance"] for _ in range(6)}
+
+
+# ---- last, since it stops everything ------------------------------------------------------------------------------
+
+
+def test_everything_comes_back_after_a_restart_of_the_host(chat: Site) -> None:
+    generation = HOST.current("chat")
+    subprocess.run(["docker", "restart", HOST.name], check=True, capture_output=True, timeout=120)
+
+    def all_answer() -> bool:
+        try:
+            with ECHO.websocket("/") as connection:
+                assert echoes(connection, "hello")
+            instances = {HELLO.get("/").json["instance"] for _ in range(6)}
+            health = chat.get("/healthz").json
+        except (OSError, HTTPException, InvalidHandshake, ValueError):
+            return False
+        return instances == {"hello_a", "hello_b"} and (health["status"], health["generation"]) == ("ok", generation)
+
+    wait_for("all apps answer after the restart of the host", all_answer)
+    with chat.websocket("/ws/rooms/lobby/") as connection:
+        receive(connection, "history")
+    wait_for("the system is up", lambda: HOST.run("systemctl", "is-system-running", check=False).strip() == "running")
+    assert HOST.run("systemctl", "--failed", "--no-legend", "--plain") == ""
+    assert processes()

@@ -13,7 +13,7 @@ async def application(
     """Echo a WebSocket until it is closed. Plain HTTP, and a WebSocket at /request, are told what reached this."""
     request = json.dumps(
         {
-            "scheme": scope["scheme"],
+            "scheme": scope.get("scheme", "ws"),  # Daphne leaves out that of a WebSocket
             "script_name": scope["root_path"],
             "client": scope["client"][0],
             "headers": sorted([name.decode(), value.decode()] for name, value in scope["headers"]),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
@@ -51,12 +52,12 @@ def which(name: str) -> str | None:
     return shutil.which(name, path=SEARCH_PATH)
 
 
-def run(command: Sequence[str], remedy: str, **options: object) -> None:
+def run(command: Sequence[str], remedy: str, **options: Any) -> None:
     """Run a command with its output shown.
 
     Raises `Failure` with `remedy` when it ends with another code than 0.
     """
-    code = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, **options).returncode  # type: ignore[call-overload]
+    code = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, **options).returncode
     if code != 0:
         raise Failure(f"'{' '.join(command)}' ended with code {code}; its output above tells why.", remedy)
 

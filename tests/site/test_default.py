@@ -6,9 +6,11 @@ import json
 import os
 import re
 import socket
+import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -480,7 +482,12 @@ def serves(host: Host, generation: str) -> bool:
     with site.websocket("/ws/health/") as connection:
         connection.send(json.dumps({"type": "ping"}))
         named = receive(connection, "pong")["generation"]
-    return site.get("/healthz").json["generation"] == named == generation
+    return bool(site.get("/healthz").json["generation"] == named == generation)
+
+
+def drained(host: Host, generation: str) -> bool:
+    """Say whether no server of a generation runs any more."""
+    return not host.processes(f"*{APP}*@{generation}*")
 
 
 def variable(host: Host, name: str) -> set[str]:
@@ -513,10 +520,7 @@ def test_changes_make_generations_and_rollback_brings_one_back() -> None:
             connection.recv(timeout=60)
         assert connection.close_code == 1012
     for host, generation in zip(hosts, first, strict=True):
-        wait_for(
-            f"the drain of {generation}",
-            lambda host=host, generation=generation: not host.processes(f"*{APP}*@{generation}*"),
-        )  # type: ignore[misc]  # bound now
+        wait_for(f"the drain of {generation}", partial(drained, host, generation))
     # The same input again.
     played = play_well("site.yml")
     assert played.changed == 0, played.changed_tasks
@@ -559,7 +563,7 @@ def state_of(host: Host) -> tuple[str, set[int], str]:
     return current, processes, host.run("readlink", "/etc/nginx/quintet")
 
 
-def play_badly(change: dict[str, object], *arguments: str, second: dict[str, object] | None = None) -> str:
+def play_badly(change: dict[str, object], *arguments: str, second: Mapping[str, object] | None = None) -> str:
     """Run site.yml with one thing wrong; it must fail, and what serves must stay as it was."""
     host = Host("quintet-trixie")
     before = state_of(host)
@@ -689,8 +693,6 @@ def test_an_unsupported_system_is_refused() -> None:
 
 
 def test_a_reboot_brings_everything_back_within_a_minute() -> None:
-    import subprocess
-
     before = {name: Host(name).current(APP) for name in NAMES}
     subprocess.run(["docker", "restart", *NAMES], check=True, capture_output=True)
 
@@ -706,7 +708,7 @@ def test_a_reboot_brings_everything_back_within_a_minute() -> None:
 
     start = time.monotonic()
     for name in NAMES:
-        wait_for(f"{name} after its reboot", lambda name=name: answers(name), 60 - (time.monotonic() - start))  # type: ignore[misc]
+        wait_for(f"{name} after its reboot", partial(answers, name), 60 - (time.monotonic() - start))
     for name in NAMES:
         assert all(app["healthy"] for app in Host(name).quintet("status")["apps"])
         assert Host(name).run("systemctl", "--failed", "--no-legend", "--plain").strip() == ""

@@ -340,7 +340,7 @@ def make_server(arguments: argparse.Namespace, application: Any, ready: Callable
             "proxy_forwarded_proto_header": "X-Forwarded-Proto",
         }
     return DrainableServer(
-        application=guarantee_single_callable(application),  # type: ignore[no-untyped-call]
+        application=guarantee_single_callable(application),  # type: ignore[no-untyped-call]  # asgiref has no type for it
         signal_handlers=False,
         action_logger=AccessLogGenerator(sys.stderr) if arguments.access_log else None,
         http_timeout=arguments.http_timeout or None,

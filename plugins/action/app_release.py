@@ -49,7 +49,7 @@ class ActionModule(ActionBase):
                 # Ansible removes this directory at the end of the run.
                 archive = Path(tempfile.mkdtemp(dir=constants.DEFAULT_LOCAL_TMP)) / f"{app['name']}.tar.gz"
                 write_archive(directory, entries, archive)
-        except (SourceError, OSError) as error:
+        except (SourceError, OSError, UnicodeDecodeError) as error:
             result.update(failed=True, msg=f"app '{app['name']}': {error}")
             return result
         result.update(

@@ -190,6 +190,12 @@ def value_problems(app: App, where: str) -> list[str]:
         for path in app["shared"]
         if not SHARED_DIRECTORY.fullmatch(path)
     ]
+    found += [
+        f"{where}.shared: '{path}' lies in '{other}', where the app could put a link in its place. Keep one of them."
+        for path in app["shared"]
+        for other in app["shared"]
+        if path.startswith(f"{other}/")
+    ]
     for key in ("static_url", "media_url"):
         if app[key] and not re.fullmatch(r"/([A-Za-z0-9._~-]+/)+", app[key]):
             found.append(f"{where}.{key}: '{app[key]}' is no path. Begin and end it with /, for example /static/.")

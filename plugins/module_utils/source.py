@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+# Lines of a requirements file that name another file, a directory or an editable package.
+NOT_LOCKED_HERE = re.compile(r"^(?:(?:-r|-c|-e|--requirement|--constraint|--editable)\b|\.|/|file:).*$", re.MULTILINE)
+
 
 class SourceError(Exception):
     """What is wrong with a source, where, and what to do."""
@@ -68,8 +71,10 @@ def source_problems(apps: list[dict[str, Any]], where: list[str], inventory: str
             directory = source_directory(app, inventory)
             list_files(directory)
             check_lock(directory, app["requirements"], servers_of(app))
-        except (SourceError, OSError) as error:
+        except SourceError as error:
             found.append(f"{place}.{error}")
+        except (OSError, UnicodeDecodeError) as error:
+            found.append(f"{place}.source.directory: can't be read: {error}. Make it readable, with names in UTF-8.")
     return found
 
 
@@ -86,7 +91,9 @@ def list_files(directory: Path) -> list[Entry]:
         )
     with tempfile.TemporaryDirectory(prefix="quintet-") as repository:
         # An empty repository beside the directory: the answer is the same whether it is committed, or a checkout at all.
-        environment = {**os.environ, "GIT_DIR": repository, "GIT_WORK_TREE": str(directory)}
+        # Nor does a hook's or a continuous integration's own GIT_INDEX_FILE matter.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        environment = {**inherited, "GIT_DIR": repository, "GIT_WORK_TREE": str(directory)}
         for command in (["init", "--quiet"], ["config", "core.excludesFile", os.devnull]):
             subprocess.run(["git", *command], env=environment, check=True, capture_output=True)
         listed = subprocess.run(
@@ -109,6 +116,11 @@ def entry_of(directory: Path, name: str) -> Entry:
     """Describe one listed file; raises SourceError for a link that leads out of the source."""
     path = directory / name
     link = None
+    if path.is_dir() and not path.is_symlink():
+        raise SourceError(
+            f"source.directory: {name} is a git repository of its own, perhaps a submodule, and would be left out. "
+            "Make its files part of the source, or add it to .gitignore."
+        )
     if path.is_symlink():
         link = str(path.readlink())
         target = (path.parent / link).resolve()
@@ -137,6 +149,11 @@ def write_archive(directory: Path, entries: list[Entry], target: Path) -> None:
         gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
+        # Directories too: what unpacks gives its owner and mode only to members.
+        for folder in sorted({parent for entry in entries for parent in entry.path.parents} - {PurePosixPath(".")}):
+            member = tarfile.TarInfo(str(folder))
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(member)
         for entry in entries:
             member = tarfile.TarInfo(str(entry.path))
             if entry.link is not None:
@@ -170,6 +187,12 @@ def check_lock(directory: Path, requirements: str, needed: list[str]) -> str:
     if not path.is_file():
         raise SourceError(f"requirements: there is no {requirements} in {directory}. {how}")
     text = path.read_text()
+    foreign = NOT_LOCKED_HERE.findall(text)
+    if foreign:
+        raise SourceError(
+            f"requirements: {path} takes dependencies from elsewhere: {', '.join(foreign)}. "
+            f"A change there would go unnoticed; compile all into this one file. {how}"
+        )
     names = requirement_names(text)
     unlocked = sorted(name for name, locked in names.items() if not locked)
     if unlocked:

@@ -46,6 +46,11 @@ EXAMPLES = r"""
 RETURN = r"""
 revision: {description: Number of the revision with this content., type: int, returned: success}
 secrets: {description: "All secrets with their values, given or generated.", type: dict, returned: success}
+conflicts:
+  description: Names whose value this host once generated itself and another host has otherwise. Then nothing was written.
+  type: list
+  elements: str
+  returned: success
 """
 
 import json
@@ -130,12 +135,24 @@ def write_revision(revisions: Path, number: int, files: Files) -> None:
     staged.rename(revisions / str(number))
 
 
+def conflicting(directory: Path, wanted: dict[str, str], elsewhere: dict[str, str]) -> list[str]:
+    """Return the names of empty secrets that this host has generated otherwise than the other host."""
+    kept = read_generated(directory)
+    return sorted(n for n, value in wanted.items() if not value and n in kept and kept[n] != elsewhere.get(n, kept[n]))
+
+
+def read_generated(directory: Path) -> dict[str, str]:
+    """Return what was generated once, by name."""
+    store = directory / "secrets.json"
+    kept: dict[str, str] = json.loads(store.read_text()) if store.is_file() else {}
+    return kept
+
+
 def with_generated(
     directory: Path, wanted: dict[str, str], elsewhere: dict[str, str]
 ) -> tuple[dict[str, str], dict[str, str], bool]:
     """Return all values by name, what secrets.json must hold (what was generated, now or once), and if that is new."""
-    store = directory / "secrets.json"
-    kept: dict[str, str] = json.loads(store.read_text()) if store.is_file() else {}
+    kept = read_generated(directory)
     empty = [name for name, value in wanted.items() if not value]
     known = {**kept, **{name: elsewhere[name] for name in empty if name in elsewhere}}
     generated = {**known, **{n: random_source.token_urlsafe(GENERATED_LENGTH_BYTES) for n in empty if n not in known}}
@@ -162,6 +179,9 @@ def run() -> None:
     )
     directory = Path(module.params["directory"])
     try:
+        conflicts = conflicting(directory, as_text(module.params["secrets"]), module.params["generated_elsewhere"])
+        if conflicts:
+            module.exit_json(changed=False, revision=0, secrets={}, conflicts=conflicts)
         values, generated, is_new = with_generated(
             directory, as_text(module.params["secrets"]), module.params["generated_elsewhere"]
         )
@@ -182,7 +202,9 @@ def run() -> None:
                 write_revision(revisions, following, files)
     except (OSError, ValueError) as error:
         module.fail_json(msg=f"{directory}: the app's environment could not be kept: {error}.")
-    module.exit_json(changed=same is None or is_new, revision=following if same is None else same, secrets=values)
+    module.exit_json(
+        changed=same is None or is_new, revision=following if same is None else same, secrets=values, conflicts=[]
+    )
 
 
 if __name__ == "__main__":

@@ -163,9 +163,15 @@ def set_permissions(path: Path, wanted: Wanted) -> None:
             f"{wanted.path}: should belong to {wanted.owner}:{wanted.group}, "
             "but there is no such user or group on this host. Create it first, or name another owner."
         )
-    # chown clears set-id bits, so the mode comes second.
-    os.chown(path, owner, group)
-    path.chmod(wanted.mode)
+    # By descriptor: a link that somebody put in the way is an error, never followed. A FIFO must not block.
+    kind = os.O_DIRECTORY if wanted.content is None else 0
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | kind)
+    try:
+        # chown clears set-id bits, so the mode comes second.
+        os.fchown(descriptor, owner, group)
+        os.fchmod(descriptor, wanted.mode)
+    finally:
+        os.close(descriptor)
 
 
 def stage(wanted: Wanted, directory: Path) -> Path:

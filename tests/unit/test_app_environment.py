@@ -83,3 +83,11 @@ def test_what_another_host_generated_is_used_and_kept(tmp_path: Path) -> None:
     assert first["secrets"] == {"KEY": "theirs", "GIVEN": "g"}
     assert json.loads((tmp_path / "secrets.json").read_text()) == {"KEY": "theirs"}
     assert (first["changed"], second["changed"]) == (True, False)
+
+
+def test_two_hosts_that_generated_apart_are_told_and_nothing_is_lost(tmp_path: Path) -> None:
+    own = keep(tmp_path, secrets={"KEY": ""})["secrets"]["KEY"]
+    result = keep(tmp_path, secrets={"KEY": ""}, generated_elsewhere={"KEY": "theirs"})
+    assert (result["conflicts"], result["changed"], result["secrets"]) == (["KEY"], False, {})
+    assert json.loads((tmp_path / "secrets.json").read_text()) == {"KEY": own}
+    assert keep(tmp_path, secrets={"KEY": ""}, generated_elsewhere={"KEY": own})["conflicts"] == []

@@ -53,6 +53,7 @@ def test_a_good_app_has_no_problems() -> None:
         ({"environment": {"K": "1"}, "secrets": {"K": "2"}}, "django_apps[0].environment.K: is in secrets too."),
         ({"shared": ["../x"]}, "django_apps[0].shared: '../x' can't be a directory"),
         ({"shared": ["/etc"]}, "django_apps[0].shared: '/etc' can't be a directory"),
+        ({"shared": ["media", "media/private"]}, "django_apps[0].shared: 'media/private' lies in 'media'"),
         ({"static_url": "static"}, "django_apps[0].static_url: 'static' is no path."),
         ({"websocket_paths": ["ws"]}, "django_apps[0].websocket_paths: 'ws' is no path."),
         ({"keep_generations": 1}, "django_apps[0].keep_generations: 1 leaves nothing to go back to."),

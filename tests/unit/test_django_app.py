@@ -92,13 +92,25 @@ def test_manage_runs_with_the_environment_the_credentials_and_the_sandbox_of_the
         assert wanted in properties
 
 
-@pytest.mark.parametrize(("with_secrets", "file"), [(False, "build.environment"), (True, "environment")])
-def test_a_build_sees_placeholders_unless_it_asks_for_the_secrets(with_secrets: bool, file: str) -> None:
-    building = role({**LIVE, "build_with_secrets": with_secrets})
-    command = building.evaluate("__django_app_build_command")
-    assert f"--property=EnvironmentFile=/etc/quintet/shop/revisions/3/{file}" in command
+def test_a_build_runs_as_its_own_user_with_placeholders() -> None:
+    command = role(LIVE).evaluate("__django_app_build_command")
+    assert "--property=EnvironmentFile=/etc/quintet/shop/revisions/3/build.environment" in command
     assert "--property=User=shop-build" in command
-    assert len(building.evaluate("__django_app_build_credentials")) == (2 if with_secrets else 0)
+    assert role(LIVE).evaluate("__django_app_build_secrets") == []
+
+
+def test_a_build_that_asks_for_the_secrets_gets_them_as_the_app_does() -> None:
+    revision = "/etc/quintet/shop/revisions/3"
+    names = ["CHANNEL_LAYER_PASSWORD", "SECRET_KEY"]
+    asking = {**LIVE, "build_with_secrets": True}
+    assert role(asking).evaluate("__django_app_build_secrets") == [
+        f"--property=EnvironmentFile={revision}/environment",
+        f"--property=UnsetEnvironment={' '.join(names)}",
+        *[f"--property=LoadCredential={name}:{revision}/credentials/{name}" for name in names],
+    ]
+    assert role({**asking, "secrets_as": "environment"}).evaluate("__django_app_build_secrets") == [
+        f"--property=EnvironmentFile={revision}/environment"
+    ]
 
 
 def test_a_build_writes_to_its_generation_its_environment_and_its_cache_alone() -> None:
@@ -113,7 +125,8 @@ def test_a_build_writes_to_its_generation_its_environment_and_its_cache_alone() 
 def test_the_boot_starts_behind_what_the_app_needs() -> None:
     unit = role(LIVE).render("quintet-app.service.j2")
     assert "ExecStart=/usr/local/sbin/quintet boot shop" in unit
-    assert "After=network.target postgresql.service redis-shop.service" in unit
+    assert "After=network.target postgresql.service redis-shop.service\n" in unit
+    assert "After=network.target\n" in role({**APP, "database": False}).render("quintet-app.service.j2")
 
 
 def test_the_directory_of_the_sockets_is_closed_to_all_but_the_web_server() -> None:
@@ -122,6 +135,12 @@ def test_the_directory_of_the_sockets_is_closed_to_all_but_the_web_server() -> N
 
 
 # ---- build_app.py, in a process of its own as on a host ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gunicorn", "daphne", "django_app"])
+def test_what_an_admin_sets_as_ansible_managed_is_in_no_generation(name: str) -> None:
+    for template in (ROOT / "roles" / name / "templates").iterdir():
+        assert "ansible_managed" not in template.read_text(), template
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Packing an app's source on the controller, and its lock."""
 
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,24 @@ def test_archive_has_the_files_with_plain_modes_and_is_the_same_each_time(source
     assert members["manage.py"] == (0o755, "")
     assert members["config/wsgi.py"] == (0o644, "")
     assert members["link"][1] == "manage.py"
+    assert members["config"] == (0o755, "")
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_repository_inside_is_refused_by_name(source: Path) -> None:
+    (source / "vendor").mkdir()
+    subprocess.run(["git", "init", "--quiet", source / "vendor"], check=True)
+    (source / "vendor/code.py").write_text("")
+    with pytest.raises(SourceError, match=r"vendor/? is a git repository of its own"):
+        list_files(source)
+
+
+def test_a_hooks_index_does_not_hide_files(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = names(source)
+    for command in (["init", "--quiet"], ["add", "."]):
+        subprocess.run(["git", "-C", source, *command], check=True)
+    monkeypatch.setenv("GIT_INDEX_FILE", str(source / ".git/index"))
+    assert names(source) == before
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../outside"])
@@ -86,6 +104,9 @@ def test_a_missing_and_an_empty_directory_are_refused(tmp_path: Path) -> None:
         (None, r"there is no requirements.txt in .*uv pip compile"),
         ("gunicorn==27.0.1\ndaphne==4.2.3 --hash=sha256:bb\n", "does not lock gunicorn with a hash"),
         ("gunicorn==27.0.1 --hash=sha256:aa\n", "has no daphne, which serves the app"),
+        ("-r base.txt\n" + LOCKED, "takes dependencies from elsewhere: -r base.txt"),
+        ("-e .\n" + LOCKED, "takes dependencies from elsewhere: -e ."),
+        ("./local\n" + LOCKED, "takes dependencies from elsewhere: ./local"),
     ],
 )
 def test_a_lock_that_does_not_lock_is_refused(source: Path, lock: str | None, words: str) -> None:

@@ -97,3 +97,13 @@ def test_an_unknown_owner_is_named(tmp_path: Path) -> None:
     result = write_files(files=[{"path": str(tmp_path / "f"), "content": "x", "owner": "nobody_here", "group": "root"}])
     assert "nobody_here" in result["msg"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_in_the_place_of_a_directory_is_never_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o700)
+    (tmp_path / "d").symlink_to(victim)
+    result = write_files(directories=[{"path": str(tmp_path / "d"), "mode": "0755", **ME}])
+    assert result["failed"] is True
+    assert str(tmp_path / "d") in result["msg"]
+    assert victim.stat().st_mode & 0o777 == 0o700

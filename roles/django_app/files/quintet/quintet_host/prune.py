@@ -110,6 +110,8 @@ def _prune_venvs(host: Host, app: str, remaining: list[str]) -> list[str]:
     directory = host.layout.venvs(app)
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         if path.is_dir() and not path.is_symlink() and path.name not in used and not _is_young(host, path):
+            # First, so that what a killed removal leaves never counts as whole.
+            (path / ".complete").unlink(missing_ok=True)
             shutil.rmtree(path)
             removed.append(path.name)
     return removed

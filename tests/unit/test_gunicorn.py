@@ -72,12 +72,19 @@ def test_units_of_a_generation_name_it_and_install_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "mebibytes", "workers"), [(2, 4096, 2), (8, 1000, 1), (8, 2048, 4), (1, 300, 1), (64, 65536, 64)]
+    ("cores", "mebibytes", "workers", "threads"),
+    [(2, 4096, 2, 8), (8, 1000, 1, 8), (8, 2048, 4, 8), (1, 300, 1, 4), (1, 100, 1, 2), (64, 65536, 64, 8)],
 )
-def test_workers_follow_cores_and_memory(cores: int, mebibytes: int, workers: int) -> None:
+def test_workers_and_threads_follow_cores_and_memory(cores: int, mebibytes: int, workers: int, threads: int) -> None:
     role = gunicorn()
     role.variables["ansible_facts"] = {**FACTS, "processor_nproc": cores, "memtotal_mb": mebibytes}
-    assert settings(role)["workers"] == workers
+    assert (settings(role)["workers"], settings(role)["threads"]) == (workers, threads)
+
+
+def test_more_workers_than_memory_for_them_have_fewer_threads() -> None:
+    role = gunicorn(workers=4)
+    role.variables["ansible_facts"] = {**FACTS, "memtotal_mb": 1024}
+    assert settings(role)["threads"] == 4
 
 
 def test_gunicorn_knows_every_setting() -> None:

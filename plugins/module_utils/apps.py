@@ -7,7 +7,9 @@ The schema is the option `django_app` in the argument spec of the role django_ap
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,8 +54,12 @@ RESERVED_VARIABLES = {
 }
 
 
+@functools.cache
 def load_schema(roles: Path = ROLES) -> Schema:
-    """Return the options of an app's dictionary by name."""
+    """Return the options of an app's dictionary by name.
+
+    Read once in a process: Ansible evaluates a variable with the app's defaults each time that it is mentioned.
+    """
     spec = yaml.safe_load((roles / "django_app/meta/argument_specs.yml").read_text())
     options: Schema = spec["argument_specs"]["main"]["options"]["django_app"]["options"]
     return options
@@ -73,7 +79,8 @@ def with_defaults(value: dict[str, Any], schema: Schema) -> dict[str, Any]:
     filled: dict[str, Any] = {}
     for key, option in schema.items():
         found = value.get(key)
-        found = option.get("default") if found is None else found
+        # A copy, so that nobody who changes an app changes the schema.
+        found = copy.deepcopy(option.get("default")) if found is None else found
         if "options" in option and isinstance(found, dict):
             found = with_defaults(found, option["options"])
         elif "options" in option and isinstance(found, list):

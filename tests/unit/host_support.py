@@ -212,6 +212,15 @@ def machine(root: Path) -> Machine:
     return Machine(root, host, system, clock, app)
 
 
+def serving(root: Path) -> Machine:
+    """Return a host where A serves and B is built."""
+    found = machine(root)
+    found.add(A, "good")
+    found.serve(A)
+    found.add(B)
+    return found
+
+
 def slept_for(found: Machine, seconds: float) -> Machine:
     """Return the machine as seen later; used where real files have real times."""
     clock = FakeClock()

@@ -22,6 +22,11 @@ from websockets.exceptions import ConnectionClosed
 
 pytest.importorskip("daphne")
 
+# A client that speaks WebSocket byte by byte: it sees single frames, and answers none of them by itself.
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 LAUNCHER = Path(__file__).parents[2] / "roles/daphne/files/daphne_launcher.py"
 
 # systemd gives the process its sockets from 3 on and names it in LISTEN_PID; the number is known only in the process itself.
@@ -173,10 +178,7 @@ def test_pings_silent_clients(host: Host) -> None:
 
     async def pinged() -> None:
         reader, writer = await asyncio.open_unix_connection(host.path)
-        writer.write(
-            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
+        writer.write(HANDSHAKE)
         await reader.readuntil(b"\r\n\r\n")
         frame = await asyncio.wait_for(reader.readexactly(2), 10)
         assert frame[0] == 0x89  # FIN and the ping's opcode
@@ -259,10 +261,7 @@ def test_a_message_behind_the_close_frame_reaches_the_application(host: Host) ->
 
     async def client() -> None:
         reader, writer = await asyncio.open_unix_connection(host.path)
-        writer.write(
-            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
+        writer.write(HANDSHAKE)
         await reader.readuntil(b"\r\n\r\n")
         server.process.send_signal(signal.SIGTERM)
         frame = await reader.readexactly(2)
@@ -284,10 +283,7 @@ def test_a_client_that_never_answers_is_cut(host: Host) -> None:
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(20)
     client.connect(str(host.path))
-    client.sendall(
-        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    )
+    client.sendall(HANDSHAKE)
     client.recv(4096)
     assert 4 < server.stop() < 8
     client.close()

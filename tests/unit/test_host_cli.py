@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host_support import ROLE_FILES, A, B, C, Machine, machine
+from host_support import ROLE_FILES, A, B, C, Machine, serving
 from quintet_host.cli import main
 from quintet_host.state import AppState, Hold
 from quintet_host.units import drain_unit
@@ -16,12 +16,7 @@ from quintet_host.units import drain_unit
 
 @pytest.fixture
 def here(tmp_path: Path) -> Machine:
-    """A host where A serves and B is built."""
-    found = machine(tmp_path)
-    found.add(A, "good")
-    found.serve(A)
-    found.add(B)
-    return found
+    return serving(tmp_path)
 
 
 def asked(capsys: pytest.CaptureFixture[str]) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from host_support import PROBES, A, B, C, Machine, machine
+from host_support import PROBES, A, B, C, Machine, machine, serving
 from quintet_host import drain, probes, switch, units
 from quintet_host.errors import QuintetError
 from quintet_host.files import replace_link
@@ -18,12 +18,7 @@ from quintet_host.system import Answer
 
 @pytest.fixture
 def here(tmp_path: Path) -> Machine:
-    """A host where A serves and B is built."""
-    found = machine(tmp_path)
-    found.add(A, "good")
-    found.serve(A)
-    found.add(B)
-    return found
+    return serving(tmp_path)
 
 
 def app_state(here: Machine) -> AppState:

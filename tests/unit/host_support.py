@@ -4,18 +4,18 @@ import getpass
 import grp
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from quintet_host.clock import Clock
 from quintet_host.files import replace_link
 from quintet_host.host import Host
 from quintet_host.layout import Layout
 from quintet_host.probes import Endpoint, Probe, Result
-from quintet_host.system import Answer, System
+from quintet_host.system import Answer, Captured, System
 
 ROLE_FILES = Path(__file__).parents[2] / "roles/django_app/files/quintet"
 A, B, C, D, E, F = (f"{letter * 8}-77aa01bc" for letter in "abcdef")
@@ -54,7 +54,14 @@ class FakeSystem(System):
         self.broken: set[str] = set()
         self.calls: list[tuple[str, ...]] = []
         self.detached: list[tuple[str, ...]] = []
+        self.later: dict[str, tuple[float, tuple[str, ...]]] = {}
+        # Workers that die half a second after each start of theirs, and how often systemd has started them again.
+        self.dying: set[str] = set()
+        self.restarted: dict[str, int] = {}
         self.attached: tuple[list[str], list[str]] | None = None
+        # Unit, options and command of each captured run, and how the next ones end.
+        self.captured: list[tuple[str, list[str], list[str]]] = []
+        self.answers: list[Captured | tuple[bytes, Captured]] = []
 
     def start(self, units: Sequence[str]) -> Answer:
         self.calls.append(("start", *units))
@@ -96,9 +103,41 @@ class FakeSystem(System):
         self.active[unit] = "active"
         return Answer(True)
 
+    def run_later(self, unit: str, description: str, seconds: float, command: Sequence[str]) -> Answer:
+        self.later[unit] = (seconds, tuple(command))
+        self.active[f"{unit}.timer"] = "active"
+        return Answer(True)
+
+    def restarts(self, units: Sequence[str]) -> dict[str, int]:
+        for unit in self.dying.intersection(units):
+            self.restarted[unit] = self.restarted.get(unit, 0) + 1
+        return {unit: self.restarted.get(unit, 0) for unit in units}
+
     def run_attached(self, options: Sequence[str], command: Sequence[str]) -> int:
         self.attached = (list(options), list(command))
         return 7
+
+    def run_captured(
+        self,
+        unit: str,
+        options: Sequence[str],
+        command: Sequence[str],
+        *,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
+        heard: Callable[[str], None] | None = None,
+    ) -> Captured:
+        self.captured.append((unit, list(options), list(command)))
+        done = self.answers.pop(0) if self.answers else Captured(0, (), "success")
+        if isinstance(done, tuple):  # what it writes to standard output, and how it ends
+            content, done = done
+            assert stdout is not None
+            stdout.write(content)
+            stdout.flush()
+        for line in done.lines:
+            if heard:
+                heard(line)
+        return done
 
     def flush(self) -> None:
         self.calls.append(("flush",))
@@ -168,7 +207,10 @@ class Machine:
         (path / "run").symlink_to(self.layout.run("shop", identifier))
         sockets = [f"gunicorn-shop@{identifier}.socket", f"daphne-shop@{identifier}.socket"]
         services = [f"gunicorn-shop@{identifier}.service", f"daphne-shop-1@{identifier}.service"]
-        for name in [*sockets, *services, "tmpfiles.conf", "gunicorn.conf.py"]:
+        timers = more.get("timers", [])
+        jobs = [name.replace(".timer", ".service") for name in timers]
+        background = [*more.get("workers", []), *timers, *jobs]
+        for name in [*sockets, *services, *background, "tmpfiles.conf", "gunicorn.conf.py"]:
             (path / "units" / name).touch()
         description = {
             "app": "shop",
@@ -193,9 +235,10 @@ class Machine:
         """Let a generation on disk be the current, good and running one, as after a switch long ago."""
         units = self.layout.generation("shop", identifier) / "units"
         self.layout.unit_links.mkdir(parents=True, exist_ok=True)
-        for path in [*units.glob("*.socket"), *units.glob("*.service")]:
+        for path in [*units.glob("*.socket"), *units.glob("*.service"), *units.glob("*.timer")]:
             (self.layout.unit_links / path.name).symlink_to(path)
-            self.system.active[path.name] = "active"
+            if not path.with_suffix(".timer").exists() or path.suffix == ".timer":  # a timer's job waits for it
+                self.system.active[path.name] = "active"
         self.system.reload()
         self.system.calls.clear()
         self.host.store("shop").mark(identifier, "good", "", self.clock.now())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from host_support import ROLE_FILES, A, B, C, Machine, serving
 from quintet_host.cli import main
+from quintet_host.generation import load
 from quintet_host.state import AppState, Hold
 from quintet_host.units import drain_unit
 
@@ -36,6 +37,9 @@ def test_status_as_json(here: Machine, capsys: pytest.CaptureFixture[str]) -> No
         "previous": C,
         "hold": {"generation": A, "since": "2026-11-23T20:00:00Z", "by": "ann@ops"},
         "healthy": True,
+        "lock": None,
+        "unconfirmed": None,
+        "venvs": [],
     }
     assert [one["generation"] for one in generations] == [B, A], "newest first"
     assert generations[1] == {
@@ -69,9 +73,8 @@ def test_status_sees_what_does_not_run(here: Machine, capsys: pytest.CaptureFixt
 
 def test_status_of_an_app_that_is_not_here(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "blog", "--json"], here.host) == 0
-    assert asked(capsys) == {
-        "apps": [{"app": "blog", "current": None, "previous": None, "hold": None, "healthy": False, "generations": []}]
-    }
+    [blog] = asked(capsys)["apps"]
+    assert (blog["app"], blog["current"], blog["generations"], blog["venvs"]) == ("blog", None, [], [])
     assert main(["status", "blog"], here.host) == 1
     assert "this host has no such app" in capsys.readouterr().err
 
@@ -188,24 +191,72 @@ def test_an_app_that_is_not_here_leaves_no_trace(here: Machine, capsys: pytest.C
     assert main(["rollback", "blog"], here.host) == 1
     assert "blog: this host has no such app" in capsys.readouterr().err
     assert not here.layout.state("blog").exists()
-    assert main(["mark", "blog", A, "building"], here.host) == 0
+    assert main(["begin", "blog", A, "--build"], here.host) == 0
 
 
-def test_mark_and_seal(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_begin_seal_and_a_late_failure(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["begin", "shop", C, "--build", "--token", "one", "--controller", '{"pid": 7}'], here.host) == 0
+    assert "the lock is taken." in capsys.readouterr().out
+    main(["status", "shop", "--json"], here.host)
+    [shop] = asked(capsys)["apps"]
+    assert (shop["lock"]["holder"], shop["lock"]["controller"]) != ("", None)
     here.add(C, "")
-    assert main(["mark", "shop", C, "building", "--json"], here.host) == 0
-    assert asked(capsys)["changed"] is True
-    main(["mark", "shop", C, "building", "--json"], here.host)
-    assert asked(capsys)["changed"] is False
-    assert main(["seal", "shop", C], here.host) == 0
+    assert main(["seal", "shop", C], here.host) == 1
+    assert "is being changed by" in capsys.readouterr().err
+    assert main(["seal", "shop", C, "--token", "one"], here.host) == 0
     assert here.state(C) == ("built", "")
-    main(["mark", "shop", C, "failed", "--reason", "no wheel"], here.host)
+    main(["mark", "shop", C, "failed", "--reason", "no wheel", "--token", "one"], here.host)
     assert here.state(C) == ("failed", "no wheel")
     assert here.log() == [("build", "ok"), ("build", "failed")]
+    main(["unlock", "shop"], here.host)
+    assert "there is no lock to end" in capsys.readouterr().out
 
 
-def test_mark_refuses_what_serves(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["mark", "shop", A, "building"], here.host) == 1
+def test_seal_takes_the_description_from_standard_input(
+    here: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = here.add(C, "") / "generation.json"
+    description = {**json.loads(path.read_text()), "revision": 9}
+    path.unlink()
+    monkeypatch.setattr("sys.stdin", io.StringIO("no JSON"))
+    assert main(["seal", "shop", C, "--manifest", "-"], here.host) == 1
+    assert "is no JSON object" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(description)))
+    assert main(["seal", "shop", C, "--manifest", "-"], here.host) == 0
+    assert load(here.layout, "shop", C).revision == 9
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_deploy_in_its_steps(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    step = ["--token", "one", "--json", "--by", "ann@desk"]
+    main(["begin", "shop", B, *step], here.host)
+    assert main(["activate", "shop", B, "--confirm-within", "60", *step], here.host) == 0
+    capsys.readouterr()
+    main(["status", "shop"], here.host)
+    text = capsys.readouterr().out
+    assert f"lock     ann@desk since 2026-11-23T20:00:00Z: deploy shop {B}" in text
+    assert f"goes back to {A} at 2026-11-23T20:01:00Z unless it is confirmed" in text
+    assert main(["confirm", "shop", B, *step], here.host) == 0
+    value = asked(capsys)
+    assert (value["changed"], value["pruned"]["changed"]) == (True, False)
+    main(["status", "shop", "--json"], here.host)
+    [shop] = asked(capsys)["apps"]
+    assert (shop["lock"], shop["unconfirmed"]) == (None, None)
+
+
+def test_undo_ends_its_own_lock(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["begin", "shop", B, "--token", "one"], here.host)
+    main(["activate", "shop", B, "--confirm-within", "60", "--token", "one"], here.host)
+    capsys.readouterr()
+    assert main(["undo", "shop", B, "--token", "one", "--reason", "web2 failed", "--json"], here.host) == 0
+    assert (asked(capsys)["changed"], here.current) == (True, A)
+    assert main(["undo", "shop", "--json"], here.host) == 0
+    assert asked(capsys)["changed"] is False
+    assert main(["begin", "shop", B, "--token", "two"], here.host) == 0
+
+
+def test_begin_refuses_what_serves(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["begin", "shop", A, "--build"], here.host) == 1
     assert "serves; it can't become building" in capsys.readouterr().err
     assert here.state(A) == ("good", "")
 
@@ -213,7 +264,7 @@ def test_mark_refuses_what_serves(here: Machine, capsys: pytest.CaptureFixture[s
 def test_a_build_stops_what_a_killed_change_left_running(here: Machine) -> None:
     here.system.active[f"gunicorn-shop@{B}.service"] = "active"
     here.system.active[drain_unit("shop", B)] = "active"
-    main(["mark", "shop", B, "building"], here.host)
+    main(["begin", "shop", B, "--build"], here.host)
     assert here.running(B) == []
     assert len(here.running(A)) == 4
 
@@ -233,7 +284,7 @@ def test_a_full_disk_is_told_as_such(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("quintet_host.state.write_json", full)
-    assert main(["mark", "shop", B, "building"], here.host) == 1
+    assert main(["begin", "shop", B, "--build"], here.host) == 1
     assert "No space left on device" in capsys.readouterr().err
 
 

@@ -8,16 +8,17 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from quintet_host import probes, switch, units
+from quintet_host import deploy, migrate, probes, switch
 from quintet_host.drain import boot, drain
-from quintet_host.errors import QuintetError
-from quintet_host.generation import find, load
+from quintet_host.errors import QuintetError, disk_advice
+from quintet_host.generation import load
 from quintet_host.host import Host
-from quintet_host.layout import APP_NAME, GENERATION_ID
-from quintet_host.lock import locked
+from quintet_host.layout import APP_NAME, GENERATION_ID, RELEASE
+from quintet_host.lock import end_lease, locked
 from quintet_host.manage import manage
 from quintet_host.prune import KEEP_GOOD, prune
 from quintet_host.seal import seal
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
             _arrange_signals()
         host = Host()
     report = _silent if arguments.json else _say
-    host = replace(host, by=arguments.by or _who(), report=report)
+    host = replace(host, by=arguments.by or _who(), origin=_origin(), token=arguments.token, report=report)
     try:
         reply = arguments.command(host, arguments)
     except QuintetError as error:
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
         _complain(f"quintet: {error}")
         return FAILED
     except OSError as error:
-        _complain(f"quintet: {error}", "See that the disk is neither full nor read-only (df, mount), then try again.")
+        _complain(f"quintet: {error}", disk_advice(getattr(arguments, "app", None) or "APP"))
         return FAILED
     except KeyboardInterrupt:
         _complain("quintet: interrupted. What served before serves now; see quintet status.")
@@ -91,15 +92,77 @@ def _status(host: Host, arguments: Arguments) -> Reply:
     return Reply({"apps": shown}, "\n\n".join(as_text(one) for one in shown) or "This host has no apps yet.")
 
 
+def _begin(host: Host, arguments: Arguments) -> Reply:
+    message = deploy.begin(
+        host,
+        arguments.app,
+        arguments.generation,
+        arguments.controller,
+        build=arguments.build,
+        take_over=arguments.take_over,
+    )
+    return Reply({"changed": True, "message": message}, message)
+
+
+def _migrate(host: Host, arguments: Arguments) -> Reply:
+    done = deploy.migrate_database(host, arguments.app, arguments.generation)
+    value = {"changed": done.changed, "applied": list(done.applied), "dump": str(done.dump) if done.dump else None}
+    return Reply({**value, "message": done.message}, done.message)
+
+
+def _restore(host: Host, arguments: Arguments) -> Reply:
+    with locked(host, arguments.app, f"restore {arguments.app} {arguments.file}"):
+        migrate.restore(host, arguments.app, arguments.file)
+    host.log(arguments.app, "restore", "ok", dump=str(arguments.file))
+    message = f"{arguments.app}: the database is as it was in {arguments.file}."
+    return Reply({"changed": True, "message": message}, message)
+
+
 def _activate(host: Host, arguments: Arguments) -> Reply:
-    done = switch.activate(host, arguments.app, arguments.generation, keep_hold=arguments.keep_hold)
+    done = switch.activate(
+        host,
+        arguments.app,
+        arguments.generation,
+        keep_hold=arguments.keep_hold,
+        confirm_within=arguments.confirm_within,
+    )
     return Reply(done.public(), done.message)
 
 
 def _rollback(host: Host, arguments: Arguments) -> Reply:
-    accept = arguments.accept_migrations
-    done = switch.roll_back(host, arguments.app, arguments.generation, accept_migrations=accept)
+    done = switch.roll_back(
+        host,
+        arguments.app,
+        arguments.generation,
+        accept_migrations=arguments.accept_migrations,
+        confirm_within=arguments.confirm_within,
+    )
     return Reply(done.public(), done.message)
+
+
+def _confirm(host: Host, arguments: Arguments) -> Reply:
+    app = arguments.app
+    done = switch.confirm(host, app, arguments.generation)
+    pruned = prune(host, app, arguments.keep)
+    with locked(host, app, f"confirm {app}"):
+        # Only the deploy's own: an administrator who confirms leaves it to its holder.
+        ended = end_lease(host, app, whose=host.token) if host.token else None
+    value = {**done.public(), "pruned": pruned.public()}
+    value["changed"] = done.changed or ended is not None or bool(pruned.public()["changed"])
+    return Reply(value, done.message)
+
+
+def _undo(host: Host, arguments: Arguments) -> Reply:
+    done = switch.undo(host, arguments.app, arguments.generation, arguments.reason)
+    if host.token:
+        deploy.unlock(host, arguments.app)
+    return Reply(done.public(), done.message)
+
+
+def _unlock(host: Host, arguments: Arguments) -> Reply:
+    ended = deploy.unlock(host, arguments.app)
+    message = f"{arguments.app}: " + (f"the lock of {ended} is ended." if ended else "there is no lock to end.")
+    return Reply({"changed": ended is not None, "message": message}, message)
 
 
 def _manage(host: Host, arguments: Arguments) -> Reply:
@@ -153,32 +216,32 @@ def _boot(host: Host, arguments: Arguments) -> Reply:
 
 
 def _mark(host: Host, arguments: Arguments) -> Reply:
-    app, identifier, state = arguments.app, arguments.generation, arguments.state
-    # The first word of a new app may come before its first directory.
-    host.layout.state(app).mkdir(mode=0o700, parents=True, exist_ok=True)
-    with locked(host, app, f"mark {app} {identifier} {state}"):
-        if host.layout.current_id(app) == identifier:
-            raise QuintetError(
-                f"{app}: generation {identifier} serves; it can't become {state}.",
-                f"{host.layout.current(app)} names it.",
-                f"Switch to another one first: quintet activate {app} ID",
-            )
-        running = find(host.layout, app, identifier) if state == "building" else None
-        if running and units.is_running(host, running):
-            # Left by a change that was killed: what is built anew must not be served by the old processes.
-            units.stop_drain(host, running)
-            units.stop(host, running)
-        changed = host.store(app).mark(identifier, state, arguments.reason, host.clock.now())
-    if changed and state == "failed":
-        host.log(app, "build", "failed", generation=identifier, reason=arguments.reason)
-    message = f"{app}: generation {identifier} is {state}."
+    changed = deploy.mark(host, arguments.app, arguments.generation, arguments.state, arguments.reason)
+    message = f"{arguments.app}: generation {arguments.generation} is {arguments.state}."
     return Reply({"changed": changed, "message": message}, message)
 
 
 def _seal(host: Host, arguments: Arguments) -> Reply:
-    changed = seal(host, arguments.app, arguments.generation)
-    message = f"{arguments.app}: generation {arguments.generation} is sealed."
+    app, identifier = arguments.app, arguments.generation
+    manifest = _manifest(app, identifier) if arguments.manifest else None
+    with locked(host, app, f"seal {app} {identifier}"):
+        changed = seal(host, app, identifier, manifest)
+    message = f"{app}: generation {identifier} is sealed."
     return Reply({"changed": changed, "message": message}, message)
+
+
+def _manifest(app: str, identifier: str) -> dict[str, Any]:
+    try:
+        value = json.loads(sys.stdin.read())
+    except ValueError as error:
+        value = error
+    if not isinstance(value, dict):
+        raise QuintetError(
+            f"{app}: what should describe generation {identifier} is no JSON object ({value}).",
+            "It was given on standard input (--manifest -).",
+            "Give the text of a generation.json.",
+        )
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -190,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(command=command)
         one.add_argument("--json", action="store_true", help="answer with one JSON object")
         one.add_argument("--by", metavar="WHO", default="", help="who asks, for lock, hold and log")
+        one.add_argument("--token", metavar="TOKEN", default="", help="of the deploy that this is a step of")
         return one
 
     one = add("status", _status, "apps, their generations and units, and holds")
@@ -197,25 +261,44 @@ def _parser() -> argparse.ArgumentParser:
     one = add("activate", _activate, "start a generation, probe it and let it serve; on failure leave all as it was")
     _add_app(one, "ID")
     one.add_argument("--keep-hold", action="store_true", help="do not end a rollback's hold")
+    _add_confirm_within(one)
     one = add("rollback", _rollback, "let the previous good generation serve again, and hold it")
-    _add_app(one, "ID", optional=True)
+    _add_app(one)
+    one.add_argument("generation", metavar="ID", type=_generation_or_release, nargs="?", help="or a release")
+    _add_confirm_within(one)
     one.add_argument("--accept-migrations", action="store_true", help="even if it does not know all migrations")
+    one = add("confirm", _confirm, "let a switch stay that would be taken back")
+    _add_app(one, "ID")
+    _add_keep(one)
+    one = add("undo", _undo, "take a switch back that nobody has confirmed")
+    _add_app(one, "ID", optional=True)
+    one.add_argument("--reason", metavar="TEXT", default="asked for", help="why, for the log")
+    _add_app(add("unlock", _unlock, "end a deploy's lock whose run is gone"))
+    one = add("restore", _restore, "put the database back as it was in a dump made before a migration")
+    _add_app(one)
+    one.add_argument("file", metavar="FILE", type=Path, help="below /var/lib/quintet/APP/dumps")
     add("manage", _manage, "manage.py with the settings of the current generation").usage = MANAGE_USAGE[7:]
     _add_app(add("probe", _probe, "run the probes"), "ID", optional=True)
     one = add("prune", _prune, "remove old generations")
     _add_app(one)
-    one.add_argument("--keep", metavar="N", type=_count, default=KEEP_GOOD, help="good generations to keep (3)")
+    _add_keep(one)
     one = add("log", _log, "who changed what, when, and how it ended")
     _add_app(one)
     one.add_argument("-n", "--lines", metavar="N", type=_count, default=20, help="how many of the last entries (20)")
     _add_app(add("boot", _boot, "start the current generation (for quintet-APP.service)"))
     _add_app(add("drain", _drain, "stop a generation that is no longer current (activate does it)"), "ID")
-    _add_app(add("seal", _seal, "make a built generation root's (for the playbooks)"), "ID")
-    one = add("mark", _mark, "record the state of a generation (for the playbooks)")
+    one = add("begin", _begin, "take the lock of a deploy (for the playbooks)")
     _add_app(one, "ID")
-    one.add_argument(
-        "state", metavar="STATE", choices=["building", "built", "failed"], help="building, built or failed"
-    )
+    one.add_argument("--build", action="store_true", help="clear the generation, and mark it as being built")
+    one.add_argument("--controller", metavar="JSON", type=_json_object, help="the process that deploys")
+    one.add_argument("--take-over", action="store_true", help="even if another deploy holds the lock")
+    one = add("seal", _seal, "make a built generation root's (for the playbooks)")
+    _add_app(one, "ID")
+    one.add_argument("--manifest", choices=["-"], help="read its generation.json from standard input")
+    _add_app(add("migrate", _migrate, "migrate the database with a generation's code (for the playbooks)"), "ID")
+    one = add("mark", _mark, "record that a generation failed (for the playbooks)")
+    _add_app(one, "ID")
+    one.add_argument("state", metavar="failed", choices=["failed"])
     one.add_argument("--reason", metavar="TEXT", default="", help="why it failed")
     return parser
 
@@ -224,6 +307,15 @@ def _add_app(parser: argparse.ArgumentParser, generation: str = "", *, optional:
     parser.add_argument("app", metavar="APP", type=_app)
     if generation:
         parser.add_argument("generation", metavar=generation, type=_generation, nargs="?" if optional else None)
+
+
+def _add_keep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep", metavar="N", type=_count, default=KEEP_GOOD, help="good generations to keep (3)")
+
+
+def _add_confirm_within(parser: argparse.ArgumentParser) -> None:
+    text = "take the switch back after so many seconds unless it is confirmed"
+    parser.add_argument("--confirm-within", metavar="SECONDS", type=_count, help=text)
 
 
 def _manage_arguments(given: Sequence[str]) -> Arguments:
@@ -251,7 +343,7 @@ def _manage_arguments(given: Sequence[str]) -> Arguments:
         _complain(MANAGE_USAGE, "quintet manage: error: which app?")
         raise SystemExit(USAGE)
     rest = left[1:] if left[:1] == ["--"] else left
-    return Arguments(command=_manage, app=app, generation=generation, arguments=rest, json=False, by="")
+    return Arguments(command=_manage, app=app, generation=generation, arguments=rest, json=False, by="", token="")
 
 
 def _app(text: str) -> str:
@@ -266,6 +358,18 @@ def _generation(text: str) -> str:
             f"{text!r} is no generation's id (as in 1f0c2a9e-77aa01bc): see quintet status"
         )
     return text
+
+
+def _generation_or_release(text: str) -> str:
+    return text if RELEASE.fullmatch(text) else _generation(text)
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON") from error
+    return value if isinstance(value, dict) else None
 
 
 def _count(text: str) -> int:
@@ -288,6 +392,25 @@ def _failure(arguments: Arguments, error: QuintetError) -> dict[str, Any]:
 
 def _who() -> str:
     return f"{os.environ.get('SUDO_USER') or os.environ.get('USER') or 'root'}@{socket.gethostname()}"
+
+
+def _origin() -> str:
+    """Return the address that the caller's SSH connection came from, empty when there is none.
+
+    sudo drops the variable that says so, but the processes above it still have it.
+    """
+    process = os.getpid()
+    while process > 1:
+        try:
+            variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+            stat = Path(f"/proc/{process}/stat").read_text()
+        except OSError:
+            return ""
+        for variable in variables:
+            if variable.startswith(b"SSH_CONNECTION="):
+                return variable.partition(b"=")[2].split(b" ")[0].decode("ascii", "replace")
+        process = int(stat.rpartition(")")[2].split()[1])
+    return ""
 
 
 def _arrange_signals() -> None:

@@ -5,6 +5,7 @@ from quintet_host.errors import QuintetError
 from quintet_host.generation import load
 from quintet_host.host import Host
 from quintet_host.lock import locked
+from quintet_host.switch import undo_unconfirmed
 
 
 def drain(host: Host, app: str, identifier: str) -> str:
@@ -18,7 +19,7 @@ def drain(host: Host, app: str, identifier: str) -> str:
         host.clock.sleep(generation.drain_delay_seconds)
     # The lock is held for this look only: a stop takes its drain time, and a deploy must not wait for it. An
     # activate of this very generation ends the drain's service before it starts anything.
-    with locked(host, app, f"drain {app} {identifier}", wait=True):
+    with locked(host, app, f"drain {app} {identifier}", wait=True, ignore_lease=True):
         _refuse_current(host, app, identifier)
     answer = units.stop(host, generation)
     if not answer.ok:
@@ -33,7 +34,11 @@ def drain(host: Host, app: str, identifier: str) -> str:
 
 
 def boot(host: Host, app: str) -> str:
-    """Start what `current` names; returns what was done, raises QuintetError when a unit does not start."""
+    """Start what `current` names; returns what was done, raises QuintetError when a unit does not start.
+
+    A switch that nobody had confirmed when the host went down is taken back first: whoever made it can't be waited for.
+    """
+    undo_unconfirmed(host, app, "the host was started anew before it was confirmed", start=False)
     current = host.layout.current_id(app)
     if current is None:
         return f"{app}: nothing was switched to yet, so there is nothing to start."
@@ -41,6 +46,7 @@ def boot(host: Host, app: str) -> str:
     generation = load(host.layout, app, current)
     try:
         units.start(host, generation)
+        units.start_background(host, generation)
     except units.UnitError as error:
         host.log(app, "boot", "failed", generation=current, reason=error.what)
         raise QuintetError(

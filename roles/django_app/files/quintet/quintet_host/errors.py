@@ -15,3 +15,11 @@ class QuintetError(Exception):
 
     def __str__(self) -> str:
         return "\n".join([self.what, self.where, self.remedy, *(f"  | {line}" for line in self.details)])
+
+
+def disk_advice(app: str) -> str:
+    """Return what to do when a file could not be written."""
+    free = f"quintet prune {app}, journalctl --vacuum-size=200M, apt-get clean"
+    return (
+        f"See that the disk is neither full nor read-only (df -h, df -i, mount); to free space: {free}. Then try again."
+    )

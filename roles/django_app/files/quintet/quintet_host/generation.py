@@ -1,12 +1,21 @@
 """A generation as its generation.json describes it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quintet_host.errors import QuintetError
 from quintet_host.files import read_json_object
 from quintet_host.layout import Layout
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A command of the app's at one moment of a change."""
+
+    name: str
+    command: str
+    timeout_seconds: float
 
 
 @dataclass(frozen=True)
@@ -26,23 +35,34 @@ class Generation:
     services: tuple[str, ...]
     drain_delay_seconds: float
     migrations: dict[str, tuple[str, ...]]
+    workers: tuple[str, ...] = ()
+    timers: tuple[str, ...] = ()
+    # By moment: before_migrate, before_switch, after_switch, on_failure.
+    hooks: dict[str, tuple[Hook, ...]] = field(default_factory=dict)
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """What answers requests, sockets first."""
+        return self.sockets + self.services
+
+    @property
+    def background(self) -> tuple[str, ...]:
+        """What works without being asked, and so in one generation only: timers first, since they start what workers do not."""
+        return self.timers + self.workers
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """The services that timers start."""
+        return tuple(timer.removesuffix(".timer") + ".service" for timer in self.timers)
 
     @property
     def units(self) -> tuple[str, ...]:
-        """All units, sockets first."""
-        return self.sockets + self.services
+        """All units that are active while this generation is the current one, sockets first."""
+        return self.servers + self.background
 
     def socket(self, kind: str) -> Path:
         """Return where this generation answers probes of a kind: `http` or `websocket`."""
         return self.path / "run" / ("daphne.sock" if kind == "websocket" else "gunicorn.sock")
-
-    def migrations_missing_in(self, other: "Generation") -> list[str]:
-        """Return the migrations (as in chat.0002_topic) that this one knows and the other does not."""
-        return sorted(
-            f"{label}.{name}"
-            for label, names in self.migrations.items()
-            for name in set(names) - set(other.migrations.get(label, ()))
-        )
 
 
 def load(layout: Layout, app: str, identifier: str) -> Generation:
@@ -94,4 +114,10 @@ def _parse(app: str, identifier: str, path: Path, value: dict[str, Any]) -> Gene
         services=tuple(value.get("services", ())),
         drain_delay_seconds=float(value.get("drain_delay_seconds", 15)),
         migrations={label: tuple(names) for label, names in value.get("migrations", {}).items()},
+        workers=tuple(value.get("workers", ())),
+        timers=tuple(value.get("timers", ())),
+        hooks={
+            moment: tuple(Hook(str(one["name"]), str(one["command"]), float(one["timeout_seconds"])) for one in hooks)
+            for moment, hooks in value.get("hooks", {}).items()
+        },
     )

@@ -25,6 +25,10 @@ class Host:
     prober: Callable[[probes.Probe, probes.Endpoint], probes.Result] = probes.run
     # Who asked, for the lock, the hold and the log.
     by: str = "root"
+    # The address that they came from, where that is known.
+    origin: str = ""
+    # The deploy's lock that the caller holds: see lock.py.
+    token: str = ""
     # Numbers of the user and group that own what is sealed.
     owner: tuple[int, int] = (0, 0)
     # Takes a line about what is being done now.
@@ -40,7 +44,8 @@ class Host:
 
     def log(self, app: str, action: str, result: str, **more: Any) -> None:
         """Append to an app's log. A full disk must not fail what was done, so it is only said."""
-        entry = {"time": self.now(), "by": self.by, "action": action, "result": result, **more}
+        asked = {"by": self.by, **({"from": self.origin} if self.origin else {})}
+        entry = {"time": self.now(), **asked, "action": action, "result": result, **more}
         try:
             self.store(app).log(entry)
         except OSError as error:

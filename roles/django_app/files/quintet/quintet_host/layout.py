@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 APP_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
+RELEASE = re.compile(r"[0-9a-f]{8}")
 GENERATION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{8}")
 
 
@@ -45,6 +46,10 @@ class Layout:
     def state(self, app: str) -> Path:
         """Return the directory of what changes: states, lock, log."""
         return self.root / "var/lib/quintet" / app
+
+    def lease(self, app: str) -> Path:
+        """Return the file of a deploy's lock, where no reboot keeps it."""
+        return self.root / "run/quintet" / app / "deploy.json"
 
     @property
     def unit_links(self) -> Path:

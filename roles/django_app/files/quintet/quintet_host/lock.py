@@ -1,22 +1,88 @@
-"""One change of an app at a time."""
+"""One change of an app at a time.
+
+Two locks serve this. A command holds flock(2) on a file while it runs: nothing of it outlives the process. A deploy, which is
+many commands with time between them, holds a lease: a file in /run with a token that its commands show. It ends with
+the deploy, with a reboot, or when nobody has shown its token for LEASE_SECONDS.
+"""
 
 import fcntl
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
 
 from quintet_host.errors import QuintetError
-from quintet_host.files import read_json_object
+from quintet_host.files import read_json_object, write_json
 from quintet_host.host import Host
 
 # Long enough for a drain's short look at `current`, short enough for an operator.
 WAIT_SECONDS = 2.0
+# Longer than the longest step of a deploy: a build may take 30 minutes.
+LEASE = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A deploy's lock: who holds it for what, since when, when it was last shown, and the controller's process."""
+
+    token: str
+    holder: str
+    command: str
+    since: str
+    heard: str
+    controller: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.holder} since {self.since} ({self.command}, last heard of at {self.heard})"
+
+
+def read_lease(host: Host, app: str) -> Lease | None:
+    """Return the lease that is in force, None when there is none or its holder was not heard of for LEASE."""
+    value = read_json_object(host.layout.lease(app))
+    try:
+        lease = Lease(**value) if value else None
+        is_in_force = lease is not None and host.clock.now() - datetime.fromisoformat(lease.heard) < LEASE
+    except (TypeError, ValueError):
+        return None
+    return lease if is_in_force else None
+
+
+def take_lease(
+    host: Host, app: str, command: str, controller: dict[str, Any] | None, *, take_over: bool
+) -> Lease | None:
+    """Take the lease for host.token, or keep it; returns one that was taken over. To be called with the lock held."""
+    held = read_lease(host, app)
+    is_ours = held is not None and held.token == host.token
+    if held and not is_ours and not take_over:
+        raise _refusal(host, app, held)
+    now = host.now()
+    lease = held if held and is_ours else Lease(host.token, host.by, command, now, now, controller)
+    _write_lease(host, app, replace(lease, heard=now))
+    if held and not is_ours:
+        host.log(app, "lock taken over", "ok", holder=held.holder, since=held.since, command=held.command)
+        return held
+    return None
+
+
+def end_lease(host: Host, app: str, *, whose: str | None = None) -> Lease | None:
+    """End the lease, if `whose` is its token or None; returns what was ended. To be called with the lock held."""
+    held = read_lease(host, app)
+    if held is None or (whose is not None and held.token != whose):
+        return None
+    host.layout.lease(app).unlink(missing_ok=True)
+    return held
 
 
 @contextmanager
-def locked(host: Host, app: str, command: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold an app's lock; raises QuintetError naming the holder when another has it, unless told to wait for it."""
+def locked(host: Host, app: str, command: str, *, wait: bool = False, ignore_lease: bool = False) -> Iterator[None]:
+    """Hold an app's lock; raises QuintetError naming the holder when another command, or another deploy, has it.
+
+    `wait` waits for another command instead. With host.token the deploy of this token must be under way. `ignore_lease`
+    is for what must not wait for a deploy: a drain, an undo whose time has come, the taking of a lease.
+    """
     directory = host.layout.state(app)
     if not directory.is_dir() and not host.layout.app(app).is_dir():
         raise QuintetError(
@@ -38,6 +104,8 @@ def locked(host: Host, app: str, command: str, *, wait: bool = False) -> Iterato
                 f"The lock is {path}.",
                 f"Wait for it to end, look with `quintet status {app}`, then try again.",
             )
+        if not ignore_lease:
+            _show_token(host, app)
         holder = {"holder": host.by, "since": host.now(), "pid": os.getpid(), "command": command}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
@@ -47,6 +115,38 @@ def locked(host: Host, app: str, command: str, *, wait: bool = False) -> Iterato
             os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def _show_token(host: Host, app: str) -> None:
+    """Refuse whoever is not the deploy that holds the lease, and let the one that is be heard of."""
+    held = read_lease(host, app)
+    if held and held.token == host.token:
+        _write_lease(host, app, replace(held, heard=host.now()))
+    elif held:
+        raise _refusal(host, app, held)
+    elif host.token:
+        raise QuintetError(
+            f"{app}: the lock of this deploy is gone.",
+            "The host was started anew, somebody ended the lock, or it was not heard of for an hour.",
+            f"Nothing was changed by this step. See quintet log {app}, then run the playbook again.",
+        )
+
+
+def _write_lease(host: Host, app: str, lease: Lease) -> None:
+    path = host.layout.lease(app)
+    # The generations' sockets are beside it, so others must be able to pass.
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path.parent.parent.chmod(0o755)
+    path.parent.chmod(0o755)
+    write_json(path, asdict(lease))
+
+
+def _refusal(host: Host, app: str, held: Lease) -> QuintetError:
+    return QuintetError(
+        f"{app}: is being changed by {held}.",
+        f"The lock is {host.layout.lease(app)}.",
+        f"Wait for it to end. If that run is gone: quintet unlock {app}, or run the playbook with -e django_app_break_lock=true.",
+    )
 
 
 def _acquire(host: Host, descriptor: int) -> bool:

@@ -6,8 +6,10 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quintet_host.errors import QuintetError
+from quintet_host.files import write_json
 from quintet_host.generation import Generation, load
 from quintet_host.host import Host
 
@@ -26,13 +28,19 @@ class Permissions:
     executable: int
 
 
-def seal(host: Host, app: str, identifier: str) -> bool:
+def seal(host: Host, app: str, identifier: str, manifest: dict[str, Any] | None = None) -> bool:
     """Make all of a generation root's and mark it built; returns whether its state changed.
+
+    `manifest`, when given, becomes its generation.json first.
 
     src and venv become readable by the app's group, static and units by all; nothing is writable but by root, nothing
     set-id, and links are never followed. Raises QuintetError when a part is missing or is something other than files,
     directories and links.
     """
+    if manifest is not None:
+        if not host.layout.generation(app, identifier).is_dir():
+            load(host.layout, app, identifier)  # says what there is
+        write_json(host.layout.generation(app, identifier) / "generation.json", manifest)
     generation = load(host.layout, app, identifier)
     owner, root_group = host.owner
     private = Permissions(owner, _group_number(generation), 0o750, 0o640, 0o750)

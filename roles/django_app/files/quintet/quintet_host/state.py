@@ -33,11 +33,25 @@ class Hold:
 
 
 @dataclass(frozen=True)
+class Unconfirmed:
+    """A switch that is taken back at `until` unless it is confirmed: to what, and what previous and hold were then."""
+
+    generation: str
+    before: str | None
+    until: str
+    previous: str | None
+    hold: Hold | None
+    # Of the deploy that is to confirm it.
+    token: str = ""
+
+
+@dataclass(frozen=True)
 class AppState:
-    """The good generation before the current one, and the hold."""
+    """The good generation before the current one, the hold, and a switch that nobody has confirmed yet."""
 
     previous: str | None = None
     hold: Hold | None = None
+    unconfirmed: Unconfirmed | None = None
 
 
 class Store:
@@ -68,16 +82,18 @@ class Store:
         self._generation_file(identifier).unlink(missing_ok=True)
 
     def read(self) -> AppState:
-        """Return previous and hold."""
+        """Return what is recorded of the app."""
         value = read_json_object(self._directory / "app.json") or {}
-        hold = value.get("hold")
+        unconfirmed = value.get("unconfirmed")
         try:
-            return AppState(value.get("previous"), Hold(**hold) if hold else None)
-        except TypeError:
+            if unconfirmed:
+                unconfirmed = Unconfirmed(**{**unconfirmed, "hold": _hold(unconfirmed["hold"])})
+            return AppState(value.get("previous"), _hold(value.get("hold")), unconfirmed or None)
+        except (KeyError, TypeError):
             return AppState(value.get("previous"))
 
     def write(self, state: AppState) -> None:
-        """Record previous and hold."""
+        """Record it."""
         if state != self.read():
             write_json(self._directory / "app.json", asdict(state))
 
@@ -116,3 +132,7 @@ class Store:
 
     def _generation_file(self, identifier: str) -> Path:
         return self._directory / "generations" / f"{identifier}.json"
+
+
+def _hold(value: dict[str, str] | None) -> Hold | None:
+    return Hold(**value) if value else None

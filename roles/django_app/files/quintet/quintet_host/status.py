@@ -6,6 +6,7 @@ from typing import Any
 from quintet_host import units
 from quintet_host.generation import find
 from quintet_host.host import Host
+from quintet_host.lock import read_lease
 
 
 def app_status(host: Host, app: str) -> dict[str, Any]:
@@ -32,12 +33,16 @@ def app_status(host: Host, app: str) -> dict[str, Any]:
         )
     generations.sort(key=lambda one: (str(one["built_at"]), str(one["since"])), reverse=True)
     serving = found.get(current) if current else None
+    lease = read_lease(host, app)
     return {
         "app": app,
         "current": current,
         "previous": state.previous if state.previous != current else None,
         "hold": asdict(state.hold) if state.hold else None,
         "healthy": serving is not None and all(active[unit] == "active" for unit in serving.units),
+        "lock": asdict(lease) if lease else None,
+        "unconfirmed": asdict(state.unconfirmed) if state.unconfirmed else None,
+        "venvs": sorted(path.parent.name for path in host.layout.venvs(app).glob("*/.complete")),
         "generations": generations,
     }
 
@@ -54,6 +59,12 @@ def as_text(status: dict[str, Any]) -> str:
         lines.append(f"  previous {status['previous']} (quintet rollback {status['app']})")
     if hold:
         lines.append(f"  hold     site.yml keeps {hold['generation']}, since {hold['since']} by {hold['by']}")
+    if status["lock"]:
+        lock = status["lock"]
+        lines.append(f"  lock     {lock['holder']} since {lock['since']}: {lock['command']}")
+    if status["unconfirmed"]:
+        waiting = status["unconfirmed"]
+        lines.append(f"  switch   goes back to {waiting['before']} at {waiting['until']} unless it is confirmed")
     for one in status["generations"]:
         mark = "*" if one["generation"] == current else " "
         drains = ", draining" if one["draining"] else ""

@@ -1,23 +1,33 @@
-"""The way of a change on this host: start, probe, switch, probe through the edge, drain; or all as it was."""
+"""The way of a change on this host: start, probe, switch, change workers over, probe through the edge; or all as it was.
+
+A switch is unconfirmed until all of that has passed and, in a deploy, until the controller has said that it has passed on
+the other hosts, too. An unconfirmed switch is taken back: by `undo`, by a timer that is set before the switch, or at boot.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from quintet_host import probes, units
-from quintet_host.errors import QuintetError
-from quintet_host.files import replace_link, sync_directory
+from quintet_host import hooks, pool, probes, units
+from quintet_host.clock import iso
+from quintet_host.errors import QuintetError, disk_advice
+from quintet_host.files import read_json_object, replace_link, sync_directory
 from quintet_host.generation import Generation, find, load
 from quintet_host.host import Host
-from quintet_host.lock import locked
-from quintet_host.state import AppState, Hold
+from quintet_host.lock import end_lease, locked
+from quintet_host.state import AppState, Hold, Unconfirmed
 
 # How long a wrong answer through the edge may still turn into the right one.
 EDGE_SECONDS = 5.0
 # The same while another generation answers: the edge's pooled connections live for keepalive_time, 10 s.
 POOLED_SECONDS = 15.0
 RETRY_SECONDS = 0.2
+# Within this a command that confirms its switch itself has ended; after it, it must have been killed.
+OWN_CONFIRM_SECONDS = 900.0
+
+
+STEPS = ("start", "probe", "before_switch", "switch", "workers", "edge")
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Outcome:
 
 
 class ChangeError(QuintetError):
-    """A change that failed and was taken back; `step` is one of start, probe, switch and edge."""
+    """A change that failed and was taken back; `step` is one of STEPS."""
 
     def __init__(self, error: QuintetError, step: str, results: Sequence[probes.Result]) -> None:
         super().__init__(error.what, error.where, error.remedy, error.details)
@@ -50,20 +60,39 @@ class ChangeError(QuintetError):
         self.probes = tuple(results)
 
 
-def activate(host: Host, app: str, identifier: str, *, keep_hold: bool = False) -> Outcome:
-    """Let a generation serve; raises QuintetError when it is refused and ChangeError when it fails."""
+def activate(
+    host: Host, app: str, identifier: str, *, keep_hold: bool = False, confirm_within: float | None = None
+) -> Outcome:
+    """Let a generation serve; raises QuintetError when it is refused and ChangeError when it fails.
+
+    With `confirm_within`, in seconds, the switch is taken back after that time unless `confirm` is called.
+    """
     with locked(host, app, f"activate {app} {identifier}"):
         generation = load(host.layout, app, identifier)
         hold = host.store(app).read().hold if keep_hold else None
         if identifier == host.layout.current_id(app):
-            return _repair(host, generation, hold)
+            return _repair(host, generation, hold, confirm_within)
         _refuse_unless(host, generation, ("built", "good"))
-        return _change(host, generation, "activate", hold)
+        # What nobody has confirmed is no generation to go back to.
+        undo_unconfirmed(host, app, "another generation was to be switched to before this one was confirmed")
+        if identifier == host.layout.current_id(app):
+            return _repair(host, generation, hold, confirm_within)
+        return _change(host, generation, "activate", hold, confirm_within)
 
 
-def roll_back(host: Host, app: str, identifier: str | None = None, *, accept_migrations: bool = False) -> Outcome:
-    """Let an earlier good generation serve and leave a hold; raises as `activate` does."""
-    with locked(host, app, f"rollback {app}" + (f" {identifier}" if identifier else "")):
+def roll_back(
+    host: Host,
+    app: str,
+    wanted: str | None = None,
+    *,
+    accept_migrations: bool = False,
+    confirm_within: float | None = None,
+) -> Outcome:
+    """Let an earlier good generation serve and leave a hold; raises as `activate` does.
+
+    `wanted` is a generation's id, or a release, of which the newest good generation is taken.
+    """
+    with locked(host, app, f"rollback {app}" + (f" {wanted}" if wanted else "")):
         current = host.layout.current_id(app)
         if current is None:
             raise QuintetError(
@@ -71,7 +100,7 @@ def roll_back(host: Host, app: str, identifier: str | None = None, *, accept_mig
                 f"{host.layout.current(app)} does not exist.",
                 f"Deploy it first; what is on this host: quintet status {app}",
             )
-        target = load(host.layout, app, identifier or _rollback_target(host, app, current))
+        target = load(host.layout, app, _named(host, app, wanted) if wanted else _rollback_target(host, app, current))
         if target.identifier == current:
             raise QuintetError(
                 f"{app}: already serves {current}.",
@@ -79,20 +108,96 @@ def roll_back(host: Host, app: str, identifier: str | None = None, *, accept_mig
                 _choices(host, app, current),
             )
         _refuse_unless(host, target, ("good",))
-        serving = find(host.layout, app, current)
-        missing = serving.migrations_missing_in(target) if serving else []
+        missing = _migrations_missing_in(host, target, find(host.layout, app, current))
         if missing and not accept_migrations:
             raise QuintetError(
                 f"{app}: {target.identifier} does not know migrations that the database has: {', '.join(missing)}.",
-                f"Compared {target.path}/generation.json with the current generation's.",
-                "If its code can work with that schema, repeat the command with --accept-migrations.",
+                f"Compared {target.path}/generation.json with the current generation's and with what was migrated.",
+                "If its code can work with that schema, repeat the command with --accept-migrations"
+                " (rollback.yml: -e accept_migrations=true).",
             )
-        done = _change(host, target, "rollback", Hold(target.identifier, host.now(), host.by))
+        done = _change(host, target, "rollback", Hold(target.identifier, host.now(), host.by), confirm_within)
         return replace(
             done,
             message=f"{done.message}\nsite.yml now keeps {target.identifier} (hold by {host.by}). To end the hold: "
             f"quintet activate {app} {current}, or site.yml with -e django_app_end_hold=true.",
         )
+
+
+def confirm(host: Host, app: str, identifier: str) -> Outcome:
+    """Let the switch to a generation stay and drain the others; raises QuintetError when it does not serve any more."""
+    with locked(host, app, f"confirm {app} {identifier}"):
+        state = host.store(app).read()
+        if host.layout.current_id(app) != identifier:
+            found = host.store(app).generation(identifier)
+            raise QuintetError(
+                f"{app}: generation {identifier} does not serve any more, so its switch can't be confirmed.",
+                f"{host.layout.current(app)} names {host.layout.current_id(app)}. {found.reason}".rstrip(),
+                f"See quintet log {app}, then run the playbook again.",
+            )
+        if state.unconfirmed is None:
+            return Outcome(
+                False, identifier, state.previous, (), f"{app}: generation {identifier} is confirmed already."
+            )
+        told = _confirmed(host, app, identifier)
+    return Outcome(True, identifier, state.previous, (), " ".join([f"{app}: generation {identifier} stays.", *told]))
+
+
+def undo(host: Host, app: str, identifier: str | None, reason: str) -> Outcome:
+    """Take an unconfirmed switch back, if there is one (to `identifier`, when given); returns what serves then."""
+    with locked(host, app, f"undo {app}", wait=True, ignore_lease=not host.token):
+        unconfirmed = host.store(app).read().unconfirmed
+        current = host.layout.current_id(app) or ""
+        if unconfirmed is None or identifier not in (None, unconfirmed.generation):
+            return Outcome(False, current, None, (), f"{app}: there is no switch to take back; {current} serves.")
+        undo_unconfirmed(host, app, reason)
+        # The deploy that was to confirm it can't any more, and must not keep others out.
+        end_lease(host, app, whose=unconfirmed.token)
+        current = host.layout.current_id(app) or "nothing"
+    message = f"{app}: the switch to {unconfirmed.generation} is taken back ({reason}). {current} serves."
+    return Outcome(True, current, unconfirmed.previous, (), message)
+
+
+def undo_unconfirmed(host: Host, app: str, reason: str, *, start: bool = True) -> None:
+    """Take an unconfirmed switch back, if there is one; with the lock held. `start` is false at boot, when nothing runs."""
+    store = host.store(app)
+    state = store.read()
+    unconfirmed = state.unconfirmed
+    if unconfirmed is None:
+        return
+    current = host.layout.current_id(app)
+    before = find(host.layout, app, unconfirmed.before) if unconfirmed.before else None
+    if current == unconfirmed.generation and before is not None:
+        began = host.clock.monotonic()
+        host.report(f"going back from {current} to {before.identifier}: {reason}")
+        if start:
+            units.stop_drain(host, before)
+            units.start(host, before)
+        _point_current(host, app, before.identifier)
+        if store.generation(current).state != "good":  # what served before stays a way back
+            store.mark(current, "built", f"its switch was taken back: {reason}", host.clock.now())
+        if start:
+            units.stop_background(host, app, before.identifier)
+            _start_background_again(host, before)
+            units.drain_all(host, units.left_running(host, app, before.identifier))
+        pool.left(host, app, current, host.clock.now())
+        about = {"generation": current, "before": before.identifier, "reason": reason}
+        host.log(app, "undo", "ok", **about, seconds=round(host.clock.monotonic() - began, 1))
+    store.write(AppState(unconfirmed.previous, unconfirmed.hold))
+    units.stop_undo(host, app)
+
+
+def on_failure(host: Host, app: str, step: str, reason: str, failed: str) -> None:
+    """Run the on_failure hooks of the generation that goes on serving. What they do wrong is only said."""
+    serving = find(host.layout, app, host.layout.current_id(app) or "")
+    if serving is None:
+        return
+    try:
+        told = {"QUINTET_STEP": step, "QUINTET_REASON": reason, "QUINTET_FAILED_GENERATION": failed}
+        hooks.run(host, serving, "on_failure", told)
+    except QuintetError as error:
+        host.report(str(error))
+        host.log(app, "on_failure", "failed", generation=serving.identifier, reason=error.what)
 
 
 def run_probes(host: Host, generation: Generation, *, through_edge: bool) -> list[probes.Result]:
@@ -102,6 +207,34 @@ def run_probes(host: Host, generation: Generation, *, through_edge: bool) -> lis
     if through_edge and wanted.edge:
         results += [_probe_edge(host, generation, probe, wanted.edge) for probe in wanted.probes]
     return results
+
+
+def _named(host: Host, app: str, wanted: str) -> str:
+    """Return the generation that an id names, or the newest good one of a release."""
+    if wanted in host.layout.generation_ids(app) or "-" in wanted:
+        return wanted
+    store = host.store(app)
+    ids = [one for one in host.layout.generation_ids(app) if one.startswith(f"{wanted}-")]
+    good = [one for one in ids if store.generation(one).state == "good"]
+    if not good:
+        raise QuintetError(
+            f"{app}: there is no good generation of release {wanted} on this host.",
+            f"Looked in {host.layout.generations(app)}; of this release there: {', '.join(ids) or 'none'}.",
+            _choices(host, app, host.layout.current_id(app) or ""),
+        )
+    return max(good, key=lambda one: load(host.layout, app, one).built_at)
+
+
+def _migrations_missing_in(host: Host, target: Generation, serving: Generation | None) -> list[str]:
+    """Return what the database may have and the target does not know: the current code's, and what was applied here."""
+    applied = read_json_object(host.layout.state(target.app) / "migrations.json") or {}
+    known = {label: set(names) for label, names in applied.items()}
+    for label, names in serving.migrations.items() if serving else ():
+        known.setdefault(label, set()).update(names)
+    # Of labels that the target has no code for at all, it has no models either, but rows of others may depend on them.
+    return sorted(
+        f"{label}.{name}" for label, names in known.items() for name in names - set(target.migrations.get(label, ()))
+    )
 
 
 def _rollback_target(host: Host, app: str, current: str) -> str:
@@ -149,7 +282,7 @@ def _refuse_unless(host: Host, generation: Generation, wanted: Sequence[str]) ->
     )
 
 
-def _repair(host: Host, generation: Generation, hold: Hold | None) -> Outcome:
+def _repair(host: Host, generation: Generation, hold: Hold | None, confirm_within: float | None) -> Outcome:
     """Start what does not run of the current generation; finish a switch that was killed before its end."""
     app, identifier = generation.app, generation.identifier
     store = host.store(app)
@@ -158,7 +291,7 @@ def _repair(host: Host, generation: Generation, hold: Hold | None) -> Outcome:
     idle = [unit for unit, state in units.states(host, generation).items() if state != "active"]
     others = units.left_running(host, app, identifier)
     # One that runs beside it means that a change ended before its drain, perhaps before its probes.
-    proven = store.generation(identifier).state == "good" and not others
+    proven = store.generation(identifier).state == "good" and not others and before.unconfirmed is None
     results: list[probes.Result] = []
     told = [f"{app} already serves {identifier}."]
     if idle or not proven:
@@ -168,6 +301,10 @@ def _repair(host: Host, generation: Generation, hold: Hold | None) -> Outcome:
             if idle:
                 host.report(f"starting {', '.join(idle)}")
                 units.start(host, generation)
+            step = "workers"
+            units.stop_background(host, app, identifier)
+            if not set(idle).isdisjoint(generation.background):
+                units.start_background(host, generation)
             step = "probe"
             results = run_probes(host, generation, through_edge=not proven)
             for result in results:
@@ -176,27 +313,39 @@ def _repair(host: Host, generation: Generation, hold: Hold | None) -> Outcome:
             host.log(app, "repair", "failed", generation=identifier, reason=error.what)
             where = f"Step: {step}. It is the current generation, so nothing was stopped or switched."
             raise ChangeError(_explained(host, generation, error, where, began), step, results) from error
-        store.mark(identifier, "good", "", host.clock.now())
         host.log(app, "repair", "ok", generation=identifier, started=idle)
         told += [f"Started again: {', '.join(idle)}."] if idle else []
         told += ["Its switch was cut short and is now complete."] if not proven else []
-        told += units.drain_all(host, others)
     if before.hold != hold:
         store.write(replace(before, hold=hold))
         host.log(app, "hold ended", "ok", generation=identifier)
         told.append("The hold is ended.")
+    if not proven:
+        if confirm_within is None or before.unconfirmed is None:
+            told += _confirmed(host, app, identifier)
+        else:
+            until = _watch(host, app, identifier, confirm_within)
+            waiting = replace(before.unconfirmed, until=until, token=host.token)
+            store.write(replace(store.read(), unconfirmed=waiting))
     changed = bool(idle) or not proven or before.hold != hold
     return Outcome(changed, identifier, before.previous, tuple(results), " ".join(told))
 
 
-def _change(host: Host, generation: Generation, action: str, hold: Hold | None) -> Outcome:
+def _change(
+    host: Host, generation: Generation, action: str, hold: Hold | None, confirm_within: float | None
+) -> Outcome:
     """Take a generation that is not current through all steps, or put everything back."""
     store = host.store(generation.app)
+    before = store.read()
+    if before.unconfirmed:  # left by a run that was killed, and now gone away from
+        before = AppState(before.unconfirmed.previous, before.unconfirmed.hold)
     change = _Change(
         host=host,
         generation=generation,
         wanted=probes.load(host.layout, generation.app),
-        before=store.read(),
+        before=before,
+        hold=hold,
+        confirm_within=confirm_within,
         current=host.layout.current_id(generation.app),
         began=host.clock.now(),
     )
@@ -209,8 +358,6 @@ def _change(host: Host, generation: Generation, action: str, hold: Hold | None) 
 
     try:
         change.run()
-        store.mark(generation.identifier, "good", "", host.clock.now())
-        store.write(AppState(change.previous, hold))
     except Exception as error:
         failure = change.failure(error)
         change.take_back()
@@ -219,6 +366,7 @@ def _change(host: Host, generation: Generation, action: str, hold: Hold | None) 
         reason = failure.what.removeprefix(f"{generation.app}: generation {generation.identifier}").lstrip(": ")
         store.mark(generation.identifier, state, reason, host.clock.now())
         log("failed", step=change.step, reason=reason)
+        on_failure(host, generation.app, change.step, reason, generation.identifier)
         raise failure from error
     except BaseException:
         change.take_back()
@@ -226,8 +374,44 @@ def _change(host: Host, generation: Generation, action: str, hold: Hold | None) 
         raise
     log("ok")
     told = [f"{generation.app} now serves {generation.identifier} (before: {change.current or 'nothing'})."]
-    told += units.drain_all(host, units.left_running(host, generation.app, generation.identifier))
+    told += change.warnings
+    if confirm_within is None:
+        told += _confirmed(host, generation.app, generation.identifier)
     return Outcome(True, generation.identifier, change.previous, tuple(change.results), " ".join(told))
+
+
+def _confirmed(host: Host, app: str, identifier: str) -> list[str]:
+    """Record that a switch stays and drain what ran before; returns what to tell the operator."""
+    store = host.store(app)
+    # In this order: killed in between, the switch stays unconfirmed, and is taken back or confirmed as a whole.
+    store.mark(identifier, "good", "", host.clock.now())
+    state = store.read()
+    store.write(replace(state, unconfirmed=None))
+    units.stop_undo(host, app)
+    if state.unconfirmed and state.unconfirmed.before:
+        pool.left(host, app, state.unconfirmed.before, host.clock.now())
+    return units.drain_all(host, units.left_running(host, app, identifier))
+
+
+def _watch(host: Host, app: str, identifier: str, seconds: float) -> str:
+    """Have the switch to a generation taken back in so many seconds; returns when that will be."""
+    answer = units.start_undo(host, app, identifier, seconds)
+    if not answer.ok:
+        raise QuintetError(
+            f"{app}: the switch to {identifier} could not be guarded.",
+            f"systemd said: {answer.said}",
+            "See systemctl --failed and the journal, then try again.",
+        )
+    return iso(host.clock.now() + timedelta(seconds=seconds))
+
+
+def _start_background_again(host: Host, generation: Generation) -> None:
+    """Start the workers and timers of the generation that is gone back to; what fails is said and logged."""
+    try:
+        units.start_background(host, generation)
+    except QuintetError as error:
+        host.report(error.what)
+        host.log(generation.app, "repair", "failed", generation=generation.identifier, reason=error.what)
 
 
 @dataclass
@@ -238,10 +422,15 @@ class _Change:
     generation: Generation
     wanted: probes.Probes
     before: AppState
+    hold: Hold | None
+    confirm_within: float | None
     current: str | None
     began: datetime
     step: str = "start"
     results: list[probes.Result] = field(default_factory=list)
+    # Whose workers were stopped.
+    idled: list[Generation] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def previous(self) -> str | None:
@@ -251,30 +440,46 @@ class _Change:
         return current if is_good else self.before.previous
 
     def run(self) -> None:
-        """Start, probe, switch, probe through the edge; raises at the first thing that is not as it should be."""
+        """Go through STEPS; raises at the first thing that is not as it should be."""
         host, generation = self.host, self.generation
-        host.report(f"starting {generation.identifier}")
+        app, identifier = generation.app, generation.identifier
+        host.report(f"starting {identifier}")
         units.stop_drain(host, generation)
         units.start(host, generation)
         self.step = "probe"
         for probe in self.wanted.probes:
             self._demand(_probe_own(host, generation, probe))
+        self.step = "before_switch"
+        hooks.run(host, generation, "before_switch")
         self.step = "switch"
-        # Recorded first: whatever kills this process, a rollback knows where to go.
-        host.store(generation.app).write(replace(self.before, previous=self.previous))
-        _point_current(host, generation.app, generation.identifier)
-        host.report(f"switched from {self.current or 'nothing'} to {generation.identifier}")
+        # Pages that are open when they are switched away from go on asking for their files.
+        pool.add(host, generation)
+        until = _watch(host, app, identifier, self.confirm_within or OWN_CONFIRM_SECONDS)
+        # Recorded first: whatever kills this process, a rollback, an undo or a boot knows where to go.
+        waiting = Unconfirmed(identifier, self.current, until, self.before.previous, self.before.hold, host.token)
+        host.store(app).write(AppState(self.previous, self.hold, waiting))
+        _point_current(host, app, identifier)
+        host.report(f"switched from {self.current or 'nothing'} to {identifier}")
+        self.step = "workers"
+        self.idled = units.stop_background(host, app, identifier)
+        units.start_background(host, generation)
         self.step = "edge"
         if self.wanted.edge:
             for probe in self.wanted.probes:
                 self._demand(_probe_edge(host, generation, probe, self.wanted.edge))
+        try:
+            hooks.run(host, generation, "after_switch")
+        except QuintetError as error:
+            # The site is well; what was to be done beside it is for somebody to look at.
+            self.warnings.append(f"WARNING: {error.what}")
+            host.report(str(error))
+            host.log(app, "after_switch", "failed", generation=identifier, reason=error.what)
 
     def failure(self, error: Exception) -> ChangeError:
         """Return what to tell: the error, its step, the candidate's journal. To be asked before `take_back`."""
         if not isinstance(error, QuintetError):
-            what = f"{self.generation.app}: {type(error).__name__}: {error}"
-            error = QuintetError(what, "", "See that the disk is neither full nor read-only (df, mount).")
-        where = f"Step: {self.step} (of start, probe, switch, edge). The candidate is stopped; " + (
+            error = _as_quintet_error(self.generation.app, error)
+        where = f"Step: {self.step} (of {', '.join(STEPS)}). The candidate is stopped; " + (
             f"{self.current} serves as before." if self.current else "nothing served before it and nothing does now."
         )
         explained = _explained(self.host, self.generation, error, where, self.began)
@@ -282,16 +487,29 @@ class _Change:
 
     def take_back(self) -> None:
         """Let the old generation serve again, then stop the candidate: in this order, or nobody answers in between."""
-        app = self.generation.app
-        if self.host.layout.current_id(app) != self.current:
-            _point_current(self.host, app, self.current)
-        units.stop(self.host, self.generation)
-        self.host.store(app).write(self.before)
+        host, app = self.host, self.generation.app
+        was_switched = host.layout.current_id(app) != self.current
+        if was_switched:
+            _point_current(host, app, self.current)
+        units.stop_background(host, app, self.current)
+        for generation in self.idled:
+            if generation.identifier == self.current:
+                _start_background_again(host, generation)
+        # Nginx may have connections to one that was switched to, and people may have WebSockets.
+        if not (was_switched and self.current and units.start_drain(host, self.generation).ok):
+            units.stop(host, self.generation)
+        host.store(app).write(self.before)
+        units.stop_undo(host, app)
 
     def _demand(self, result: probes.Result) -> None:
         self.results.append(result)
         self.host.report(result.message)
         _demand_ok(self.generation, result)
+
+
+def _as_quintet_error(app: str, error: Exception) -> QuintetError:
+    what = f"{app}: {type(error).__name__}: {error}"
+    return QuintetError(what, "", disk_advice(app) if isinstance(error, OSError) else "Report this with the journal.")
 
 
 def _point_current(host: Host, app: str, identifier: str | None) -> None:

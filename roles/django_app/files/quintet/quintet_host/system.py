@@ -2,13 +2,19 @@
 
 import os
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 # Units have their own time limits; this one only keeps a stuck bus from holding the lock for ever.
 COMMAND_TIMEOUT_SECONDS = 900
+
+# What is kept of a command's output.
+KEPT_LINES = 200
+LINE_BYTES = 16384
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,15 @@ class Answer:
 
     ok: bool
     said: str = ""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """How a transient service ended: its exit code, its last lines, and systemd's word: success, exit-code, timeout…"""
+
+    code: int
+    lines: tuple[str, ...]
+    result: str
 
 
 class System:
@@ -62,6 +77,20 @@ class System:
         options = ["--quiet", "--collect", f"--unit={unit}", f"--description={description}"]
         return self._run(["systemd-run", *options, "--", *command])
 
+    def run_later(self, unit: str, description: str, seconds: float, command: Sequence[str]) -> Answer:
+        """Have a command run in so many seconds by a transient timer and service, whatever becomes of this process."""
+        options = ["--quiet", "--collect", f"--unit={unit}", f"--description={description}", f"--on-active={seconds}s"]
+        options += ["--timer-property=AccuracySec=1s"]
+        return self._run(["systemd-run", *options, "--", *command])
+
+    def restarts(self, units: Sequence[str]) -> dict[str, int]:
+        """Return how often systemd has restarted each service since it was started by somebody."""
+        counts = {}
+        for unit in units:
+            text = self._output(["systemctl", "show", "--property=NRestarts", "--value", "--", unit]).strip()
+            counts[unit] = int(text) if text.isdigit() else 0
+        return counts
+
     def run_attached(self, options: Sequence[str], command: Sequence[str]) -> int:
         """Run a command as a transient service on this terminal or these pipes; returns its exit code."""
         kept = {name: os.environ[name] for name in ("TERM", "COLORTERM") if name in os.environ}
@@ -73,6 +102,47 @@ class System:
     def flush(self) -> None:
         """Write everything in memory to the disks."""
         os.sync()
+
+    def run_captured(
+        self,
+        unit: str,
+        options: Sequence[str],
+        command: Sequence[str],
+        *,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
+        heard: Callable[[str], None] | None = None,
+    ) -> Captured:
+        """Run a command as a transient service and keep its last lines; an interruption here stops it.
+
+        They are those of both streams, or of standard error alone when `stdout` takes the other.
+        """
+        output, inlet = os.pipe()
+        process = subprocess.Popen(
+            ["systemd-run", *options, f"--unit={unit}", "--", *command],
+            env=_environment(),
+            stdin=stdin or subprocess.DEVNULL,
+            stdout=stdout or inlet,
+            stderr=inlet,
+        )
+        os.close(inlet)
+        lines: deque[str] = deque(maxlen=KEPT_LINES)
+        try:
+            with os.fdopen(output, "rb") as stream:
+                while part := stream.readline(LINE_BYTES):
+                    lines.append(part.decode(errors="replace").rstrip())
+                    if heard:
+                        heard(lines[-1])
+            code = process.wait()
+        except BaseException:
+            self.stop([unit])
+            process.kill()
+            process.wait()
+            raise
+        # A failed service stays in systemd's memory until it is forgotten; of one that went well nothing is left.
+        result = self._output(["systemctl", "show", "--property=Result", "--value", "--", unit]).strip()
+        self.reset_failed([unit])
+        return Captured(code, tuple(lines), result)
 
     def _output(self, command: Sequence[str]) -> str:
         return self._process(command).stdout

@@ -11,6 +11,10 @@ from quintet_host.host import Host
 from quintet_host.system import Answer
 
 STOPPED = ("inactive", "failed", "unknown")
+# How long a new worker must have run without an end, how often it may be restarted on the way, and how often one looks.
+WORKER_PROOF_SECONDS = 5.0
+WORKER_RESTARTS = 2
+WORKER_LOOK_SECONDS = 0.5
 
 
 class UnitError(QuintetError):
@@ -33,12 +37,12 @@ def states(host: Host, generation: Generation) -> dict[str, str]:
 
 def is_running(host: Host, generation: Generation) -> bool:
     """Say whether any unit of a generation, or its drain, is doing anything."""
-    found = host.system.states([*generation.units, drain_unit(generation.app, generation.identifier)])
+    found = host.system.states([*generation.units, *generation.jobs, drain_unit(generation.app, generation.identifier)])
     return any(state not in STOPPED for state in found.values())
 
 
 def start(host: Host, generation: Generation) -> None:
-    """Start all units of a generation that don't run and wait until they are ready; raises QuintetError."""
+    """Start the servers of a generation that don't run and wait until they are ready; raises QuintetError."""
     directories = generation.path / "units/tmpfiles.conf"
     _demand(generation, "its socket directory can't be made", host.system.make_directories(directories))
     if _link(host, generation):
@@ -51,19 +55,64 @@ def start(host: Host, generation: Generation) -> None:
         host.system.stop(orphans)
     host.system.reset_failed([unit for unit in generation.units if found[unit] == "failed"])
     for units in (generation.sockets, generation.services):
-        answer = host.system.start(units) if units else Answer(True)
-        if not answer.ok:
-            idle = tuple(unit for unit, state in host.system.states(units).items() if state != "active")
-            _demand(generation, f"{', '.join(idle or units)} did not start", answer, idle or units)
+        _start(host, generation, units)
+
+
+def start_background(host: Host, generation: Generation) -> None:
+    """Start the workers and timers of a generation and see that the workers stay; raises QuintetError.
+
+    A worker that was restarted twice fails; one must have stayed for WORKER_PROOF_SECONDS.
+    """
+    _start(host, generation, generation.workers)
+    _start(host, generation, generation.timers)
+    if not generation.workers:
+        return
+    before = host.system.restarts(generation.workers)
+    seen, since = before, host.clock.monotonic()
+    while host.clock.monotonic() - since < WORKER_PROOF_SECONDS:
+        host.clock.sleep(WORKER_LOOK_SECONDS)
+        now = host.system.restarts(generation.workers)
+        dying = tuple(unit for unit in now if now[unit] - before[unit] >= WORKER_RESTARTS)
+        if dying:
+            _demand(generation, f"{', '.join(dying)} died again and again", Answer(False, "restarted twice"), dying)
+        waiting = any(state != "active" for state in host.system.states(generation.workers).values())
+        if waiting or now != seen:
+            seen, since = now, host.clock.monotonic()
+
+
+def stop_background(host: Host, app: str, serving: str | None) -> list[Generation]:
+    """Stop the workers, timers and their jobs of all generations but one, each by its own time limit; returns whose they were."""
+    others = [find(host.layout, app, one) for one in host.layout.generation_ids(app) if one != serving]
+    known = [generation for generation in others if generation is not None and generation.background]
+    found = host.system.states([unit for one in known for unit in (*one.background, *one.jobs)])
+    stopped = []
+    for generation in known:
+        # Timers first: one that elapses meanwhile would start its job again.
+        for units in (generation.timers, (*generation.jobs, *generation.workers)):
+            running = [unit for unit in units if found[unit] not in STOPPED]
+            if running:
+                host.report(f"stopping {', '.join(running)}")
+                host.system.stop(running)
+        if any(found[unit] not in STOPPED for unit in generation.background):
+            stopped.append(generation)
+    return stopped
+
+
+def _start(host: Host, generation: Generation, units: Sequence[str]) -> None:
+    answer = host.system.start(units) if units else Answer(True)
+    if not answer.ok:
+        idle = tuple(unit for unit, state in host.system.states(units).items() if state != "active")
+        _demand(generation, f"{', '.join(idle or tuple(units))} did not start", answer, idle or tuple(units))
 
 
 def stop(host: Host, generation: Generation) -> Answer:
     """Stop all units of a generation and take its links and sockets away; waits for its own drain time."""
     answer = Answer(True)
-    if any(state not in STOPPED for state in states(host, generation).values()):
+    everything = (*generation.units, *generation.jobs)
+    if any(state not in STOPPED for state in host.system.states(everything).values()):
         # One transaction: a socket with its stop pending can't start its service again for a late connection.
-        answer = host.system.stop(generation.units)
-    host.system.reset_failed(generation.units)
+        answer = host.system.stop(everything)
+    host.system.reset_failed(everything)
     if _unlink(host, generation):
         host.system.reload()
     shutil.rmtree(host.layout.run(generation.app, generation.identifier), ignore_errors=True)
@@ -83,6 +132,26 @@ def stop_drain(host: Host, generation: Generation) -> None:
     unit = drain_unit(generation.app, generation.identifier)
     if host.system.states([unit])[unit] not in STOPPED:
         host.system.stop([unit])
+
+
+def undo_unit(app: str) -> str:
+    """Return the name, without .timer or .service, of what takes an unconfirmed switch back."""
+    return f"quintet-undo-{app}"
+
+
+def start_undo(host: Host, app: str, identifier: str, seconds: float) -> Answer:
+    """Have an unconfirmed switch taken back in so many seconds, whatever becomes of this process."""
+    stop_undo(host, app)
+    reason = f"nobody confirmed it within {seconds:g} s"
+    command = ["/usr/local/sbin/quintet", "undo", app, identifier, "--reason", reason, "--by", host.by]
+    return host.system.run_later(undo_unit(app), f"Undo of an unconfirmed switch of {app}", seconds, command)
+
+
+def stop_undo(host: Host, app: str) -> None:
+    """Call the undo off. The timer alone: the undo itself may be what calls this."""
+    timer = f"{undo_unit(app)}.timer"
+    if host.system.states([timer])[timer] not in STOPPED:
+        host.system.stop([timer])
 
 
 def left_running(host: Host, app: str, serving: str | None) -> list[Generation]:
@@ -122,7 +191,7 @@ def _link(host: Host, generation: Generation) -> bool:
     """Link the unit files into systemd's runtime directory; returns whether anything was missing."""
     changed = False
     host.layout.unit_links.mkdir(parents=True, exist_ok=True)
-    for pattern in ("*.socket", "*.service"):
+    for pattern in ("*.socket", "*.service", "*.timer"):
         for path in sorted((generation.path / "units").glob(pattern)):
             link = host.layout.unit_links / path.name
             if not link.is_symlink() or link.readlink() != path:

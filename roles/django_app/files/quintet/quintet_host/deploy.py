@@ -1,0 +1,100 @@
+"""The steps of a deploy that are not the switch: its beginning, the migrations, its failure, its end."""
+
+import shutil
+from typing import Any
+
+from quintet_host import hooks, migrate, units
+from quintet_host.errors import QuintetError
+from quintet_host.generation import find, load
+from quintet_host.host import Host
+from quintet_host.lock import end_lease, locked, take_lease
+from quintet_host.switch import on_failure
+
+
+def begin(
+    host: Host, app: str, identifier: str, controller: dict[str, Any] | None, *, build: bool, take_over: bool
+) -> str:
+    """Take the deploy's lock; with `build`, clear what an unfinished build left and mark the generation as being built.
+
+    Returns what to tell. Raises QuintetError when another deploy holds the lock, unless told to take over.
+    """
+    # A new app has no directory yet.
+    host.layout.state(app).mkdir(mode=0o700, parents=True, exist_ok=True)
+    command = f"deploy {app} {identifier}"
+    with locked(host, app, command, ignore_lease=True):
+        if build:
+            _refuse_serving(host, app, identifier, "building")
+        taken = take_lease(host, app, command, controller, take_over=take_over)
+        if build:
+            _clear(host, app, identifier)
+            host.store(app).mark(identifier, "building", "", host.clock.now())
+    return f"{app}: the lock is taken" + (f" over from {taken}." if taken else ".")
+
+
+def mark(host: Host, app: str, identifier: str, state: str, reason: str) -> bool:
+    """Record a generation's state; returns whether it changed. A failure runs the on_failure hooks and ends the lock."""
+    host.layout.state(app).mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(host, app, f"mark {app} {identifier} {state}"):
+        _refuse_serving(host, app, identifier, state)
+        changed = host.store(app).mark(identifier, state, reason, host.clock.now())
+        if state == "failed":
+            if changed:
+                host.log(app, "build", "failed", generation=identifier, reason=reason)
+            on_failure(host, app, "build", reason, identifier)
+            if host.token:
+                end_lease(host, app, whose=host.token)
+    return changed
+
+
+def migrate_database(host: Host, app: str, identifier: str) -> migrate.Migrated:
+    """Run the before_migrate hooks and the migrations of a generation; raises QuintetError, with the generation failed."""
+    with locked(host, app, f"migrate {app} {identifier}"):
+        generation = load(host.layout, app, identifier)
+        began = host.clock.monotonic()
+
+        def log(result: str, **more: Any) -> None:
+            seconds = round(host.clock.monotonic() - began, 1)
+            host.log(app, "migrate", result, generation=identifier, seconds=seconds, **more)
+
+        try:
+            hooks.run(host, generation, "before_migrate")
+            done = migrate.migrate(host, app, generation)
+        except QuintetError as error:
+            # One that served before is not spoilt by a database that is away.
+            if host.store(app).generation(identifier).state != "good":
+                host.store(app).mark(identifier, "failed", error.what, host.clock.now())
+            log("failed", reason=error.what)
+            on_failure(host, app, "migrate", error.what, identifier)
+            raise
+        if done.changed:
+            log("ok", applied=list(done.applied), dump=str(done.dump or ""))
+    return done
+
+
+def unlock(host: Host, app: str) -> str | None:
+    """End the deploy's lock: the caller's own by its token, else whosever it is; returns whose it was, if there was one."""
+    with locked(host, app, f"unlock {app}", ignore_lease=True):
+        ended = end_lease(host, app, whose=host.token or None)
+        if ended and ended.token != host.token:
+            host.log(app, "lock broken", "ok", holder=ended.holder, since=ended.since, command=ended.command)
+    return str(ended) if ended else None
+
+
+def _refuse_serving(host: Host, app: str, identifier: str, state: str) -> None:
+    if host.layout.current_id(app) == identifier:
+        raise QuintetError(
+            f"{app}: generation {identifier} serves; it can't become {state}.",
+            f"{host.layout.current(app)} names it.",
+            f"Switch to another one first: quintet activate {app} ID",
+        )
+
+
+def _clear(host: Host, app: str, identifier: str) -> None:
+    """Remove what an unfinished or failed build left: it is not trusted, and must not be served by old processes."""
+    path = host.layout.generation(app, identifier)
+    left = find(host.layout, app, identifier)
+    if left:
+        units.stop_drain(host, left)
+        units.stop(host, left)
+    if path.exists():
+        shutil.rmtree(path)

@@ -210,6 +210,13 @@ def test_an_undo_leaves_the_lock_of_another_deploy(here: Machine) -> None:
     assert held.token == "two"
 
 
+def test_an_undo_by_another_deploy_takes_nothing_back(here: Machine) -> None:
+    begin(here)
+    switch.activate(holding(here, "one"), "shop", B, confirm_within=120)
+    assert not switch.undo(holding(here, "two"), "shop", None, "web2 failed").changed
+    assert here.current == B
+
+
 def test_an_undo_starts_what_was_stopped_of_the_old_one(here: Machine) -> None:
     switch.activate(here.host, "shop", B, confirm_within=120)
     del here.system.active[f"gunicorn-shop@{A}.service"]

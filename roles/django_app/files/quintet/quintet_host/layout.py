@@ -43,6 +43,10 @@ class Layout:
         """Return the root-only directory of revisions and probes."""
         return self.root / "etc/quintet" / app
 
+    def settings(self, app: str) -> Path:
+        """Return the file of what the playbooks say about the way of changes."""
+        return self.configuration(app) / "settings.json"
+
     def state(self, app: str) -> Path:
         """Return the directory of what changes: states, lock, log."""
         return self.root / "var/lib/quintet" / app

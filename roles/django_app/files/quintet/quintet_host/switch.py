@@ -144,11 +144,17 @@ def confirm(host: Host, app: str, identifier: str) -> Outcome:
 
 
 def undo(host: Host, app: str, identifier: str | None, reason: str) -> Outcome:
-    """Take an unconfirmed switch back, if there is one (to `identifier`, when given); returns what serves then."""
-    with locked(host, app, f"undo {app}", wait=True, ignore_lease=not host.token):
+    """Take an unconfirmed switch back, if there is one (to `identifier`, when given); returns what serves then.
+
+    With host.token only a switch of that deploy.
+    """
+    with locked(host, app, f"undo {app}", wait=True, ignore_lease=True):
         unconfirmed = host.store(app).read().unconfirmed
         current = host.layout.current_id(app) or ""
-        if unconfirmed is None or identifier not in (None, unconfirmed.generation):
+        is_meant = unconfirmed is not None and (
+            identifier in (None, unconfirmed.generation) and host.token in ("", unconfirmed.token)
+        )
+        if unconfirmed is None or not is_meant:
             return Outcome(False, current, None, (), f"{app}: there is no switch to take back; {current} serves.")
         undo_unconfirmed(host, app, reason)
         # The deploy that was to confirm it can't any more, and must not keep others out.

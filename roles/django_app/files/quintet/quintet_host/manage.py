@@ -1,7 +1,6 @@
-"""Running manage.py as the servers run: same user, environment, credentials, sandbox, directory."""
+"""Running manage.py of a generation."""
 
-import os
-
+from quintet_host import transient
 from quintet_host.errors import QuintetError
 from quintet_host.generation import load
 from quintet_host.host import Host
@@ -23,16 +22,5 @@ def manage(host: Host, app: str, identifier: str | None, arguments: list[str], *
             f"{generation.path}/generation.json names none.",
             "Set the app's `manage` if its source has one.",
         )
-    properties = [
-        f"User={generation.user}",
-        f"Group={generation.group}",
-        f"WorkingDirectory={generation.path}/src",
-        # Lines of a unit file, where %% is a percent sign; systemd-run takes values as they are.
-        *(line.replace("%%", "%") for line in generation.properties),
-    ]
-    options = ["--quiet", "--collect", "--wait", "--service-type=exec", "--pty" if terminal else "--pipe"]
-    options += [f"--unit=quintet-manage-{app}-{os.getpid()}.service", f"--description=manage.py of {app}"]
-    options += [f"--property={line}" for line in properties]
     command = [f"{generation.path}/venv/bin/python", generation.manage, *arguments]
-    # systemd expands $NAME in a command unless the dollar sign is doubled.
-    return host.system.run_attached(options, [argument.replace("$", "$$") for argument in command])
+    return transient.attach(host, generation, command, name="manage", terminal=terminal)

@@ -14,7 +14,7 @@ COMMAND_TIMEOUT_SECONDS = 900
 
 # What is kept of a command's output.
 KEPT_LINES = 200
-LINE_BYTES = 16384
+LINE_BYTES = 262144
 
 
 @dataclass(frozen=True)

@@ -35,38 +35,38 @@ RETRY_SECONDS = 0.5
 # Of a dump's contents, what only a superuser may set and what no restore takes away.
 KEPT_ENTRIES = re.compile(r"\d+; \d+ \d+ (ACL|COMMENT) - (EXTENSION \S+|SCHEMA public) ")
 
-# All that this user owns, or a role that it is in, and no extension brought: what migrations after the dump made must not stay.
+# All that this user, or a role that it is in, owns, and no extension brought: what came after the dump must not stay.
+# Tables first, as they take their own sequences along; what is part of another object goes with that.
 CLEAR = """
 DO $$
 DECLARE
     command text;
 BEGIN
-    FOR command IN
-        SELECT format('DROP %s IF EXISTS %I.%I CASCADE', CASE relkind WHEN 'v' THEN 'VIEW'
-                WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE' WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END,
-                nspname, relname)
-            FROM pg_class AS one JOIN pg_namespace AS space ON space.oid = relnamespace
-            WHERE relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND pg_has_role(relowner, 'USAGE')
-                AND nspname NOT LIKE 'pg\\_%' AND nspname <> 'information_schema'
-                AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = one.oid AND deptype = 'e')
-        UNION ALL
-        SELECT format('DROP ROUTINE IF EXISTS %s CASCADE', one.oid::regprocedure)
-            FROM pg_proc AS one JOIN pg_namespace AS space ON space.oid = pronamespace
-            WHERE pg_has_role(proowner, 'USAGE') AND nspname NOT LIKE 'pg\\_%' AND nspname <> 'information_schema'
-                AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_proc'::regclass AND objid = one.oid AND deptype = 'e')
-        UNION ALL
-        SELECT format('DROP TYPE IF EXISTS %I.%I CASCADE', nspname, typname)
-            FROM pg_type AS one JOIN pg_namespace AS space ON space.oid = typnamespace
-            LEFT JOIN pg_class AS shape ON shape.oid = typrelid
-            WHERE (typtype IN ('e', 'd', 'r') OR relkind = 'c') AND pg_has_role(typowner, 'USAGE')
-                AND nspname NOT LIKE 'pg\\_%' AND nspname <> 'information_schema'
-                AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_type'::regclass AND objid = one.oid AND deptype = 'e')
-        UNION ALL
-        SELECT format('DROP SCHEMA IF EXISTS %I CASCADE', nspname)
-            FROM pg_namespace AS one
-            WHERE nspname <> 'public' AND nspname NOT LIKE 'pg\\_%' AND nspname <> 'information_schema'
-                AND pg_has_role(nspowner, 'USAGE')
-                AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_namespace'::regclass AND objid = one.oid AND deptype = 'e')
+    FOREACH command IN ARRAY ARRAY(
+        SELECT format('DROP %s IF EXISTS %s CASCADE', kind, name) FROM (
+            SELECT CASE relkind WHEN 'v' THEN 2 WHEN 'm' THEN 2 WHEN 'f' THEN 2 WHEN 'S' THEN 3 ELSE 1 END,
+                CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'f' THEN 'FOREIGN TABLE'
+                    WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
+                format('%I.%I', nspname, relname), nspname, relowner, 'pg_class'::regclass, pg_class.oid
+            FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+            WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+            UNION ALL
+            SELECT 4, 'ROUTINE', pg_proc.oid::regprocedure::text, nspname, proowner, 'pg_proc'::regclass, pg_proc.oid
+            FROM pg_proc JOIN pg_namespace ON pg_namespace.oid = pronamespace
+            UNION ALL
+            SELECT 5, 'TYPE', format('%I.%I', nspname, typname), nspname, typowner, 'pg_type'::regclass, pg_type.oid
+            FROM pg_type JOIN pg_namespace ON pg_namespace.oid = typnamespace LEFT JOIN pg_class ON pg_class.oid = typrelid
+            WHERE typtype IN ('e', 'd', 'r') OR relkind = 'c'
+            UNION ALL
+            SELECT 6, 'SCHEMA', quote_ident(nspname), nspname, nspowner, 'pg_namespace'::regclass, oid
+            FROM pg_namespace WHERE nspname <> 'public'
+        ) AS found (rank, kind, name, space, owner, catalog, identifier)
+        WHERE space NOT LIKE 'pg\\_%' AND space <> 'information_schema' AND pg_has_role(owner, 'USAGE')
+            AND NOT EXISTS (
+                SELECT FROM pg_depend WHERE classid = catalog AND objid = identifier AND deptype IN ('e', 'i')
+            )
+        ORDER BY rank
+    )
     LOOP
         EXECUTE command;
     END LOOP;
@@ -449,7 +449,7 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         what = f"{type(error).__name__}: {error}".rstrip()
-        outcome.error = Problem("migrate", what, "", "See the lines above, then deploy again.").public
+        outcome.error = Problem("migrate", what, "", "Correct what the lines below show, then deploy again.").public
     tell("end", **asdict(outcome))
     sys.exit(1 if outcome.error else 0)
 

@@ -178,6 +178,7 @@ def test_until_it_is_confirmed_the_old_one_stays_up(here: Machine) -> None:
     assert [command[1:4] for command in here.system.detached] == [("drain", "shop", A)]
     assert app_state(here) == AppState(previous=A)
     assert "quintet-undo-shop.timer" not in here.system.active
+    assert here.log() == [("activate", "ok"), ("confirm", "ok")]
     assert not switch.confirm(holding(here, "one"), "shop", B).changed
 
 
@@ -195,8 +196,9 @@ def test_a_switch_that_nobody_confirms_goes_back(here: Machine) -> None:
     assert [command[1:4] for command in here.system.detached] == [("drain", "shop", B)], "people may be on it"
     assert lock.read_lease(here.host, "shop") is None
     assert here.log()[-1] == ("undo", "ok")
-    with pytest.raises(QuintetError, match="does not serve any more"):
-        switch.confirm(here.host, "shop", B)
+    with pytest.raises(QuintetError, match="does not serve any more") as caught:
+        switch.confirm(holding(here, "one"), "shop", B)
+    assert "nobody confirmed it within 120 s" in caught.value.where
     assert not switch.undo(here.host, "shop", B, "").changed
 
 

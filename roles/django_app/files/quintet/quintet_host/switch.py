@@ -15,7 +15,7 @@ from quintet_host.errors import QuintetError, disk_advice
 from quintet_host.files import read_json_object, replace_link, sync_directory
 from quintet_host.generation import Generation, find, load
 from quintet_host.host import Host
-from quintet_host.lock import end_lease, locked
+from quintet_host.lock import end_lease, locked, read_lease
 from quintet_host.state import AppState, Hold, Unconfirmed
 
 # How long a wrong answer through the edge may still turn into the right one.
@@ -126,21 +126,31 @@ def roll_back(
 
 def confirm(host: Host, app: str, identifier: str) -> Outcome:
     """Let the switch to a generation stay and drain the others; raises QuintetError when it does not serve any more."""
+    # Before the lock is looked at, which an undo ends as well: that the switch is undone is the better news.
+    _refuse_other_than_current(host, app, identifier)
     with locked(host, app, f"confirm {app} {identifier}"):
+        _refuse_other_than_current(host, app, identifier)
         state = host.store(app).read()
-        if host.layout.current_id(app) != identifier:
-            found = host.store(app).generation(identifier)
-            raise QuintetError(
-                f"{app}: generation {identifier} does not serve any more, so its switch can't be confirmed.",
-                f"{host.layout.current(app)} names {host.layout.current_id(app)}. {found.reason}".rstrip(),
-                f"See quintet log {app}, then run the playbook again.",
-            )
         if state.unconfirmed is None:
             return Outcome(
                 False, identifier, state.previous, (), f"{app}: generation {identifier} is confirmed already."
             )
         told = _confirmed(host, app, identifier)
+        lease = read_lease(host, app)
+        began = {"deploy_began": lease.since} if lease else {}
+        host.log(app, "confirm", "ok", generation=identifier, before=state.unconfirmed.before, **began)
     return Outcome(True, identifier, state.previous, (), " ".join([f"{app}: generation {identifier} stays.", *told]))
+
+
+def _refuse_other_than_current(host: Host, app: str, identifier: str) -> None:
+    current = host.layout.current_id(app)
+    if current != identifier:
+        reason = host.store(app).generation(identifier).reason
+        raise QuintetError(
+            f"{app}: generation {identifier} does not serve any more, so its switch can't be confirmed.",
+            f"{host.layout.current(app)} names {current or 'nothing'}" + (f"; {reason}." if reason else "."),
+            f"See quintet log {app}, then run the playbook again.",
+        )
 
 
 def undo(host: Host, app: str, identifier: str | None, reason: str) -> Outcome:

@@ -350,6 +350,18 @@ def test_requests_and_handshakes_in_progress_finish(host: Host) -> None:
     assert server.process.wait(10) == 0
 
 
+def test_an_application_may_take_its_time_to_accept(host: Host) -> None:
+    host.start()
+
+    async def client() -> None:
+        # Longer than the five seconds that Autobahn gives when nobody tells it.
+        async with dial(host, "/?6") as connected:
+            await connected.send("in")
+            assert await connected.recv() == "in"
+
+    asyncio.run(client())
+
+
 def test_an_idle_kept_connection_does_not_delay_the_stop(host: Host) -> None:
     server = host.start("--drain-seconds", "20")
     connection = http.client.HTTPConnection("localhost", timeout=20)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -18,7 +19,8 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request
 from websockets.http11 import Response as WebSocketResponse
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "site"))
+# Last: tools/ has a module hosts, too.
+sys.path.append(str(Path(__file__).parents[1] / "site"))
 
 import load
 from load import Background, Chatter, Load, Rates, Target
@@ -27,8 +29,9 @@ from load_report import Row, Switch, Timeline, compare, drains, old_answers
 
 GENERATION = "11111111-22222222"
 NOTHING = (0, 0.01)
-HTTP = Rates((2, 0.01), (1, 0.01), (1, 0.01), (1, 0.02), (1, 0.02), NOTHING, NOTHING, rooms=2, slow_seconds=0.01)
-CHAT = Rates(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, (1, 0.02), (6, 0.02), rooms=2, pause_seconds=0.05)
+QUIET = Rates(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, 2, slow_seconds=0.01, pause_seconds=0.05)
+HTTP = replace(QUIET, kept=(2, 0.01), fresh=(1, 0.01), slow=(1, 0.01), post=(1, 0.02), static=(1, 0.02))
+CHAT = replace(QUIET, visits=(1, 0.02), chatters=(6, 0.02))
 
 PAGE = '<html><link href="/static/chat/chat.0123456789ab.css"><div data-slug="{slug}"></div></html>'
 
@@ -225,9 +228,7 @@ def test_each_lost_or_wrong_answer_is_counted(fault: str, outcome: str) -> None:
 
 @pytest.mark.parametrize("fault", ["wrong", "mixed"])
 def test_a_whole_answer_with_the_wrong_content_is_wrong(fault: str) -> None:
-    site, running = run(
-        Rates(*[(1, 0.01)] + [NOTHING] * 6, rooms=2), lambda site: setattr(site, "http_fault", every(4, fault))
-    )
+    site, running = run(replace(QUIET, kept=(1, 0.01)), lambda site: setattr(site, "http_fault", every(4, fault)))
     # A page is no part of a generation that could be mixed.
     affected = site.done[fault] if fault == "wrong" else http_counts(running.ledger, "wrong")
     assert http_counts(running.ledger, "wrong") == affected > 2
@@ -246,7 +247,7 @@ def test_what_is_no_fault_is_none(fault: str) -> None:
 def test_refused_connections_are_failed_requests() -> None:
     async def both() -> Ledger:
         async with Faulty() as site:
-            running = Load(site.target, Rates(NOTHING, (1, 0.01), *[NOTHING] * 5, rooms=2))
+            running = Load(site.target, replace(QUIET, fresh=(1, 0.01)))
             await running.start()
             await asyncio.sleep(0.2)
             site.refuse_connections()
@@ -312,7 +313,7 @@ def test_a_broadcast_that_did_not_come_is_counted() -> None:
 
 
 def test_posts_that_are_lost_or_stored_twice_are_counted() -> None:
-    rates = Rates(NOTHING, NOTHING, NOTHING, (2, 0.01), *[NOTHING] * 3, rooms=2)
+    rates = replace(QUIET, post=(2, 0.01))
     site, running = run(rates, lambda site: setattr(site, "http_fault", every(5, "duplicate")))
     stored = compare(running.ledger, running.chatters, running.run, site.rows)
     assert stored.duplicated == site.done["duplicate"] > 3

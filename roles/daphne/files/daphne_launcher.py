@@ -47,6 +47,8 @@ SERVICE_RESTART = 1012  # IANA's registry of WebSocket close codes
 
 # How long a client has to answer a close frame before its connection is cut, in seconds.
 CLOSE_HANDSHAKE_SECONDS = 5
+# Room for Daphne's look every two seconds at handshakes that take too long.
+REFUSAL_SECONDS = 5
 # How long an accepted connection may stay without its request, in seconds.
 REQUEST_SECONDS = 5
 # Between two looks at what is still open, in seconds.
@@ -346,6 +348,8 @@ def make_server(arguments: argparse.Namespace, application: Any, ready: Callable
         http_timeout=arguments.http_timeout or None,
         websocket_timeout=arguments.websocket_timeout,
         websocket_connect_timeout=arguments.websocket_connect_timeout,
+        # Autobahn's own limit, 5 s unless told, would cut off an application that takes longer; Daphne's refuses properly.
+        websocket_handshake_timeout=arguments.websocket_connect_timeout + REFUSAL_SECONDS,
         websocket_max_message_size=arguments.message_max_bytes,
         websocket_max_frame_size=arguments.message_max_bytes,
         ping_interval=arguments.ping_interval,

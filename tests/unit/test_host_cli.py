@@ -245,6 +245,21 @@ def test_a_deploy_in_its_steps(here: Machine, capsys: pytest.CaptureFixture[str]
     assert (shop["lock"], shop["unconfirmed"]) == (None, None)
 
 
+def test_what_can_t_be_removed_fails_no_deploy(
+    here: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    main(["begin", "shop", B, "--token", "one"], here.host)
+    main(["activate", "shop", B, "--confirm-within", "60", "--token", "one"], here.host)
+    monkeypatch.setattr("quintet_host.cli.prune", fail)
+    assert main(["confirm", "shop", B, "--token", "one"], here.host) == 0
+    assert "WARNING: old generations could not be removed" in capsys.readouterr().out
+    assert here.log()[-1] == ("prune", "failed")
+    assert main(["begin", "shop", B, "--token", "two"], here.host) == 0
+
+
 def test_undo_ends_its_own_lock(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     main(["begin", "shop", B, "--token", "one"], here.host)
     main(["activate", "shop", B, "--confirm-within", "60", "--token", "one"], here.host)

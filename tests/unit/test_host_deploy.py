@@ -234,6 +234,7 @@ def test_an_undo_that_can_t_go_back_leaves_what_serves(here: Machine) -> None:
         switch.undo(here.host, "shop", None, "asked for")
     assert here.current == B
     assert len(here.running(B)) == 4
+    assert here.log()[-1] == ("undo", "failed")
 
 
 def test_a_switch_without_a_controller_is_confirmed_at_once_but_was_guarded(here: Machine) -> None:

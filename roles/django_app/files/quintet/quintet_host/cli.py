@@ -18,7 +18,7 @@ from quintet_host.errors import QuintetError, disk_advice
 from quintet_host.generation import load
 from quintet_host.host import Host
 from quintet_host.layout import APP_NAME, GENERATION_ID, RELEASE
-from quintet_host.lock import end_lease, locked
+from quintet_host.lock import locked
 from quintet_host.manage import manage
 from quintet_host.prune import KEEP_GOOD, prune
 from quintet_host.seal import seal
@@ -143,13 +143,17 @@ def _rollback(host: Host, arguments: Arguments) -> Reply:
 def _confirm(host: Host, arguments: Arguments) -> Reply:
     app = arguments.app
     done = switch.confirm(host, app, arguments.generation)
-    pruned = prune(host, app, arguments.keep)
-    with locked(host, app, f"confirm {app}"):
-        # Only the deploy's own: an administrator who confirms leaves it to its holder.
-        ended = end_lease(host, app, whose=host.token) if host.token else None
-    value = {**done.public(), "pruned": pruned.public()}
-    value["changed"] = done.changed or ended is not None or bool(pruned.public()["changed"])
-    return Reply(value, done.message)
+    message, pruned = done.message, None
+    try:
+        pruned = prune(host, app, arguments.keep).public()
+    except (OSError, QuintetError) as error:
+        # The switch stays either way; what is left over is for the next run, or for somebody to look at.
+        message += f" WARNING: old generations could not be removed: {error}"
+        host.log(app, "prune", "failed", reason=str(error))
+    # An administrator who confirms leaves the lock to its holder.
+    ended = deploy.unlock(host, app) if host.token else None
+    changed = done.changed or ended is not None or bool(pruned and pruned["changed"])
+    return Reply({**done.public(), "changed": changed, "pruned": pruned, "message": message}, message)
 
 
 def _undo(host: Host, arguments: Arguments) -> Reply:

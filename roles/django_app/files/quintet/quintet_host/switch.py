@@ -186,9 +186,14 @@ def undo_unconfirmed(host: Host, app: str, reason: str, *, start: bool = True) -
     if current == unconfirmed.generation and before is not None:
         began = host.clock.monotonic()
         host.report(f"going back from {current} to {before.identifier}: {reason}")
-        if start:
-            units.stop_drain(host, before)
-            units.start(host, before)
+        about = {"generation": current, "before": before.identifier, "reason": reason}
+        try:
+            if start:
+                units.stop_drain(host, before)
+                units.start(host, before)
+        except QuintetError as error:
+            host.log(app, "undo", "failed", **about, error=error.what)
+            raise
         _point_current(host, app, before.identifier)
         if store.generation(current).state != "good":  # what served before stays a way back
             store.mark(current, "built", f"its switch was taken back: {reason}", host.clock.now())
@@ -197,7 +202,6 @@ def undo_unconfirmed(host: Host, app: str, reason: str, *, start: bool = True) -
             _start_background_again(host, before)
             units.drain_all(host, units.left_running(host, app, before.identifier))
         pool.left(host, app, current, host.clock.now())
-        about = {"generation": current, "before": before.identifier, "reason": reason}
         host.log(app, "undo", "ok", **about, seconds=round(host.clock.monotonic() - began, 1))
     store.write(AppState(unconfirmed.previous, unconfirmed.hold))
     units.stop_undo(host, app)

@@ -30,6 +30,9 @@ HOST_NAME = re.compile(
 )
 APPLICATION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+UNIT_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
+SIGNAL = re.compile(r"SIG[A-Z0-9+-]+")
+MEMORY = re.compile(r"\d+(\.\d+)?[KMGT%]?|infinity")
 SHARED_DIRECTORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 # Users that Debian, or a package of Debian's, makes: base-passwd, systemd and the services that stand around a site.
@@ -97,6 +100,9 @@ def normalize(app: App, schema: Schema) -> App:
         filled["channel_layer"] = filled["asgi"] != ""
     probes = filled["probes"] or [with_defaults({"path": "/"}, schema["probes"]["options"])]
     filled["probes"] = [complete_probe(probe, filled["domains"]) for probe in probes]
+    for hooks in filled["hooks"].values():
+        for hook in hooks:
+            hook["name"] = hook["name"] or hook["command"].strip()
     return filled
 
 
@@ -213,7 +219,65 @@ def value_problems(app: App, where: str) -> list[str]:
         found.append(
             f"{where}.keep_generations: {app['keep_generations']} leaves nothing to go back to. Keep 2 or more."
         )
+    return found + command_problems(app, where) + limit_problems(app, where)
+
+
+def command_problems(app: App, where: str) -> list[str]:
+    """Say which hooks, workers and timers cannot work."""
+    found = []
+    for moment, hooks in app["hooks"].items():
+        found += [
+            f"{where}.hooks.{moment}[{number}].command: is empty. Write what is to be run, or remove the entry."
+            for number, hook in enumerate(hooks)
+            if not hook["command"].strip()
+        ]
+    for key in ("workers", "timers"):
+        names: set[str] = set()
+        for number, entry in enumerate(app[key]):
+            place, name = f"{where}.{key}[{number}]", entry["name"]
+            if not UNIT_NAME.fullmatch(name):
+                found.append(
+                    f"{place}.name: '{name}' can't name a unit. Take 1 to 24 characters of a-z, 0-9 and _, with a letter first."
+                )
+            elif name in names:
+                found.append(f"{place}.name: '{name}' is already one of the {key}. Each needs its own name.")
+            names.add(name)
+            if not entry["command"].strip() or "\n" in entry["command"].strip():
+                found.append(f"{place}.command: is not one line. Write one command, or a script in the source.")
+            if entry["memory_max"] and not MEMORY.fullmatch(entry["memory_max"]):
+                found.append(
+                    f"{place}.memory_max: '{entry['memory_max']}' is no amount of memory. Write it as 512M, 2G or 40%."
+                )
+    for number, worker in enumerate(app["workers"]):
+        if not SIGNAL.fullmatch(worker["stop_signal"]):
+            found.append(
+                f"{where}.workers[{number}].stop_signal: '{worker['stop_signal']}' is no signal. Write it as SIGTERM or SIGINT."
+            )
+    for number, timer in enumerate(app["timers"]):
+        if not timer["calendar"].strip() or "\n" in timer["calendar"]:
+            found.append(
+                f"{where}.timers[{number}].calendar: says no time. Write it as systemd's OnCalendar= takes it, for example hourly."
+            )
     return found
+
+
+def limit_problems(app: App, where: str) -> list[str]:
+    """Say which numbers must be above 0 and are not."""
+    limits = {
+        f"hooks.{moment}[{number}].timeout_seconds": hook["timeout_seconds"]
+        for moment, hooks in app["hooks"].items()
+        for number, hook in enumerate(hooks)
+    }
+    for key, names in (("workers", ("processes", "stop_seconds")), ("timers", ("timeout_seconds", "stop_seconds"))):
+        limits |= {f"{key}[{number}].{name}": entry[name] for number, entry in enumerate(app[key]) for name in names}
+    limits |= {
+        "dump.keep": app["dump"]["keep"],
+        "dump.max_mb": app["dump"]["max_mb"],
+        "migration_lock_seconds": app["migration_lock_seconds"],
+        "static_pool.days": app["static_pool"]["days"],
+        "static_pool.max_mb": app["static_pool"]["max_mb"],
+    }
+    return [f"{where}.{name}: {value} is not above 0. Give 1 or more." for name, value in limits.items() if value < 1]
 
 
 def shared_problems(apps: list[App], where: list[str]) -> list[str]:

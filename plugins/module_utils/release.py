@@ -23,7 +23,19 @@ RENDERED_FROM = (
 )
 
 # What an app's dictionary says about the edge or about the way of a change, not about what runs.
-NOT_IN_A_RELEASE = ("aliases", "domains", "keep_generations", "nginx", "probes", "redis", "secrets", "source")
+NOT_IN_A_RELEASE = (
+    "aliases",
+    "domains",
+    "dump",
+    "keep_generations",
+    "migration_lock_seconds",
+    "nginx",
+    "probes",
+    "redis",
+    "secrets",
+    "source",
+    "static_pool",
+)
 
 
 def templates_digest(collection: Path = COLLECTION) -> str:

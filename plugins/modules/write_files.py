@@ -11,7 +11,7 @@ short_description: Writes a set of files as one step
 version_added: 0.1.0
 author: The Quintet authors
 description:
-  - Brings any number of directories and files into the wanted state with one call to the host.
+  - Brings any number of directories, files and links into the wanted state with one call to the host.
   - All files are staged and validated before the first one is replaced; each is replaced by one rename.
 options:
   directories:
@@ -35,6 +35,14 @@ options:
       owner: {description: Owner's name., type: str, default: root}
       group: {description: Group's name., type: str, default: root}
       mode: {description: Permissions in octal., type: str, default: "0644"}
+  links:
+    description: Symbolic links to have, made after the files. They replace links and files, not directories.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path: {description: Absolute path., type: path, required: true}
+      target: {description: "What it names, as it is written into the link.", type: str, required: true}
   absent:
     description: Files that must not be there. Directories are refused.
     type: list
@@ -155,6 +163,24 @@ def readable(path: Path) -> str:
     return path.read_text(errors="replace") if path.is_file() else ""
 
 
+def names(link: Path, target: str) -> bool:
+    """Say whether a link is there that names the target."""
+    return link.is_symlink() and str(link.readlink()) == target
+
+
+def point(link: Path, target: str) -> None:
+    """Make a link beside its place and rename it there; raises OSError when a directory is in the way."""
+    link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    beside = link.with_name(f".{link.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)  # of a run that was killed
+    beside.symlink_to(target)
+    try:
+        beside.rename(link)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
 def set_permissions(path: Path, wanted: Wanted) -> None:
     """Set owner, group and mode; raises ValueError naming an unknown user or group."""
     owner, group = user_number(wanted.owner), group_number(wanted.group)
@@ -225,6 +251,12 @@ def run() -> None:
                     "mode": {"type": "str", "default": "0644"},
                 },
             },
+            "links": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {"path": {"type": "path", "required": True}, "target": {"type": "str", "required": True}},
+            },
             "absent": {"type": "list", "elements": "path", "default": []},
             "validate": {
                 "type": "list",
@@ -256,9 +288,13 @@ def bring_into_state(module: AnsibleModule) -> dict[str, Any]:
 
     new_content = [wanted for wanted in files if not has_content(wanted)]
     new_permissions = [wanted for wanted in directories + files if not has_permissions(wanted)]
+    links = {Path(entry["path"]): entry["target"] for entry in module.params["links"]}
+    new_links = [path for path, target in links.items() if not names(path, target)]
     unwanted = [path for path in absent if path.is_symlink() or path.exists()]
     # A file with new content is written with its permissions; it must not be listed twice.
-    changed = list(dict.fromkeys([w.path for w in new_permissions] + [w.path for w in new_content] + unwanted))
+    changed = list(
+        dict.fromkeys([w.path for w in new_permissions] + [w.path for w in new_content] + new_links + unwanted)
+    )
     result: dict[str, Any] = {"changed": bool(changed), "changed_paths": sorted(str(path) for path in changed)}
     # Private text stays out of the diff, as it must out of everything that is shown.
     result["diff"] = [
@@ -284,6 +320,8 @@ def bring_into_state(module: AnsibleModule) -> dict[str, Any]:
     for wanted in new_permissions:
         if wanted.content is not None and wanted not in new_content:
             set_permissions(wanted.path, wanted)
+    for path in new_links:
+        point(path, links[path])
     for path in unwanted:
         path.unlink()
     return result

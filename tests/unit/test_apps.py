@@ -8,6 +8,9 @@ from ansible_collections.quintet.django.plugins.module_utils.apps import load_sc
 SCHEMA = load_schema()
 SHOP: dict[str, Any] = {"name": "shop", "domains": ["shop.example.org"], "source": {"directory": "/srv/src"}}
 
+MAIL: dict[str, Any] = {"name": "mail", "command": "celery -A config worker"}
+NIGHTLY: dict[str, Any] = {"name": "nightly", "command": "python manage.py clearsessions", "calendar": "daily"}
+
 
 def said(*apps: Any) -> str:
     return "\n".join(problems(list(apps), "django_apps", SCHEMA))
@@ -58,6 +61,26 @@ def test_a_good_app_has_no_problems() -> None:
         ({"websocket_paths": ["ws"]}, "django_apps[0].websocket_paths: 'ws' is no path."),
         ({"keep_generations": 1}, "django_apps[0].keep_generations: 1 leaves nothing to go back to."),
         ({"secrets_as": "file"}, "value of secrets_as must be one of"),
+        ({"workers": [{"name": "mail"}]}, "missing required arguments: command found in workers"),
+        ({"workers": [{**MAIL, "name": "Mail"}]}, "django_apps[0].workers[0].name: 'Mail' can't name a unit."),
+        ({"workers": [MAIL, MAIL]}, "django_apps[0].workers[1].name: 'mail' is already one of the workers."),
+        ({"timers": [NIGHTLY, NIGHTLY]}, "django_apps[0].timers[1].name: 'nightly' is already one of the timers."),
+        ({"workers": [{**MAIL, "command": "a\nb"}]}, "django_apps[0].workers[0].command: is not one line."),
+        ({"workers": [{**MAIL, "command": " "}]}, "django_apps[0].workers[0].command: is not one line."),
+        ({"workers": [{**MAIL, "memory_max": "much"}]}, "workers[0].memory_max: 'much' is no amount of memory."),
+        ({"workers": [{**MAIL, "stop_signal": "TERM"}]}, "workers[0].stop_signal: 'TERM' is no signal."),
+        ({"workers": [{**MAIL, "processes": 0}]}, "workers[0].processes: 0 is not above 0."),
+        ({"workers": [{**MAIL, "stop_seconds": 0}]}, "workers[0].stop_seconds: 0 is not above 0."),
+        ({"timers": [{**NIGHTLY, "calendar": ""}]}, "django_apps[0].timers[0].calendar: says no time."),
+        ({"timers": [{**NIGHTLY, "timeout_seconds": 0}]}, "timers[0].timeout_seconds: 0 is not above 0."),
+        ({"hooks": {"build": [{"command": " "}]}}, "django_apps[0].hooks.build[0].command: is empty."),
+        ({"hooks": {"biuld": []}}, "django_apps[0].hooks.biuld: there is no such setting. Did you mean 'build'?"),
+        ({"hooks": {"build": [{"command": "a", "timeout_seconds": -1}]}}, "hooks.build[0].timeout_seconds: -1 is not"),
+        ({"dump": {"keep": 0}}, "django_apps[0].dump.keep: 0 is not above 0."),
+        ({"dump": {"max_mb": 0}}, "django_apps[0].dump.max_mb: 0 is not above 0."),
+        ({"migration_lock_seconds": 0}, "django_apps[0].migration_lock_seconds: 0 is not above 0."),
+        ({"static_pool": {"days": 0}}, "django_apps[0].static_pool.days: 0 is not above 0."),
+        ({"static_pool": {"max_mb": 0}}, "django_apps[0].static_pool.max_mb: 0 is not above 0."),
     ],
 )
 def test_bad_input_is_named_with_its_place(change: dict[str, Any], words: str) -> None:
@@ -90,3 +113,15 @@ def test_defaults_are_filled_in_at_every_depth() -> None:
     assert app["user"] == "shop"
     assert app["wsgi"] == "config.wsgi:application"
     assert app["probes"][0]["timeout_seconds"] == 10
+    assert app["dump"] == {"enabled": True, "keep": 3, "max_mb": 10240}
+    assert app["hooks"]["on_failure"] == []
+
+
+def test_a_hook_without_a_name_is_called_by_its_command() -> None:
+    hooks = {"build": [{"command": "npm ci\n"}, {"command": "npm run build", "name": "assets"}]}
+    found = normalize({**SHOP, "hooks": hooks}, SCHEMA)["hooks"]["build"]
+    assert [hook["name"] for hook in found] == ["npm ci", "assets"]
+
+
+def test_a_worker_and_a_timer_may_have_the_same_name() -> None:
+    assert said({**SHOP, "workers": [MAIL], "timers": [{**NIGHTLY, "name": "mail"}]}) == ""

@@ -26,7 +26,8 @@ def role(app: dict[str, Any], **more: Any) -> Role:
         django_app=app,
         __django_app_plans={"shop": PLAN},
         __django_app_revision=3,
-        __django_app_servers_generation=PLAN["generation"],
+        gunicorn_rendered={"units": {}, "sockets": [], "services": [], "check": []},
+        daphne_rendered={"units": {}, "sockets": [], "services": []},
         **more,
     )
 
@@ -81,7 +82,7 @@ def test_secrets_reach_the_units_as_files_or_in_the_environment() -> None:
 
 
 def test_manage_runs_with_the_environment_the_credentials_and_the_sandbox_of_the_servers() -> None:
-    properties = role(LIVE).evaluate("__django_app_properties")
+    properties = role(LIVE).evaluate("__django_app_named.properties")
     for wanted in (
         "EnvironmentFile=/etc/quintet/shop/revisions/3/environment",
         "LoadCredential=SECRET_KEY:/etc/quintet/shop/revisions/3/credentials/SECRET_KEY",

@@ -40,6 +40,9 @@ def test_source_lock_templates_and_environment_change_it(parts: dict[str, Any]) 
         {"wsgi": "a.b:c"},
         {"secrets": {"SECRET_KEY": "", "OTHER": ""}},
         {"shared": ["media", "x"]},
+        {"hooks": {"after_switch": [{"command": "true"}]}},
+        {"workers": [{"name": "mail", "command": "celery worker"}]},
+        {"timers": [{"name": "nightly", "command": "true", "calendar": "daily"}]},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -57,10 +60,14 @@ def test_settings_change_it(change: dict[str, Any]) -> None:
         {"secrets": {"SECRET_KEY": "another value"}},
         {"source": {"directory": "elsewhere"}},
         {"wsgi": "config.wsgi:application"},
+        {"keep_generations": 9},
+        {"dump": {"enabled": False}},
+        {"migration_lock_seconds": 5},
+        {"static_pool": {"days": 1}},
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_the_edge_the_probes_secret_values_and_written_defaults_do_not(change: dict[str, Any]) -> None:
+def test_the_edge_the_way_of_a_change_secret_values_and_written_defaults_do_not(change: dict[str, Any]) -> None:
     assert release_of(change) == release_of()
 
 

@@ -107,3 +107,22 @@ def test_a_link_in_the_place_of_a_directory_is_never_followed(tmp_path: Path) ->
     assert result["failed"] is True
     assert str(tmp_path / "d") in result["msg"]
     assert victim.stat().st_mode & 0o777 == 0o700
+
+
+def test_makes_links_and_replaces_what_is_in_their_place(tmp_path: Path) -> None:
+    (tmp_path / "stale").symlink_to("nowhere")
+    (tmp_path / "file").write_text("x")
+    wanted = {"links": [{"path": str(tmp_path / name), "target": "../t"} for name in ("new/link", "stale", "file")]}
+    assert write_files(check=True, **wanted)["changed"] is True
+    assert (tmp_path / "stale").readlink() == Path("nowhere")
+    first, second = write_files(**wanted), write_files(**wanted)
+    assert first["changed_paths"] == sorted(str(tmp_path / name) for name in ("new/link", "stale", "file"))
+    assert {(tmp_path / name).readlink() for name in ("new/link", "stale", "file")} == {Path("../t")}
+    assert second["changed"] is False
+
+
+def test_a_directory_is_not_replaced_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    result = write_files(links=[{"path": str(tmp_path / "directory"), "target": "t"}])
+    assert result["failed"] is True
+    assert [path.name for path in tmp_path.iterdir()] == ["directory"]

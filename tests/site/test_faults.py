@@ -90,9 +90,7 @@ class Toll:
         return str(self.requests), str(self.handshakes), str(self.sockets)
 
     def __sub__(self, before: Toll) -> Toll:
-        return Toll(
-            self.requests - before.requests, self.handshakes - before.handshakes, self.sockets - before.sockets
-        )
+        return Toll(self.requests - before.requests, self.handshakes - before.handshakes, self.sockets - before.sockets)
 
 
 def toll(load: Load) -> Toll:

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from config.asgi import application as sample
+
 from faults import FAULT
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]

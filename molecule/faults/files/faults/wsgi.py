@@ -3,6 +3,7 @@
 import sys
 
 from config.wsgi import application
+
 from faults import FAULT
 
 __all__ = ["application"]

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 from host_support import A, B, C, D, E, F, Machine, machine, slept_for
-from quintet_host.prune import prune
-from quintet_host.state import AppState, Hold
+from quintet_host import pool
+from quintet_host.generation import load
+from quintet_host.prune import CACHE_MAX_BYTES, prune
+from quintet_host.state import AppState, Hold, Unconfirmed
 from quintet_host.units import drain_unit
 
 
@@ -39,6 +41,13 @@ def test_current_previous_held_running_and_draining_ones_stay(here: Machine) -> 
     assert prune(here.host, "shop", keep=1).generations == [D, E]
 
 
+def test_both_sides_of_an_unconfirmed_switch_stay(here: Machine) -> None:
+    here.system.active.clear()
+    waiting = Unconfirmed(A, B, "", C, Hold(D, "", ""))
+    here.host.store("shop").write(AppState(unconfirmed=waiting))
+    assert prune(here.host, "shop", keep=1).generations == [E]
+
+
 def test_the_last_two_that_never_served_stay(here: Machine) -> None:
     for identifier in (A, B, C):
         here.host.store("shop").mark(identifier, "failed", "no", here.clock.now())
@@ -50,7 +59,7 @@ def test_what_may_still_be_being_built_stays(tmp_path: Path) -> None:
     for identifier in (A, B, C):
         here.add(identifier, "building")
     assert prune(slept_for(here, 60).host, "shop").generations == []
-    assert prune(slept_for(here, 7200).host, "shop").generations == [A]
+    assert prune(slept_for(here, 7200).host, "shop").generations == [A, B, C], "of a killed build nothing is kept"
 
 
 def test_a_generation_without_a_description_can_be_removed(here: Machine) -> None:
@@ -112,3 +121,27 @@ def test_links_inside_are_not_followed(here: Machine, tmp_path: Path) -> None:
     (here.layout.generation("shop", A) / "src/link").symlink_to(outside)
     assert A in prune(here.host, "shop").generations
     assert (outside / "kept").exists()
+
+
+def test_dumps_pooled_files_and_a_large_cache_go(here: Machine) -> None:
+    dumps = here.layout.state("shop") / "dumps"
+    dumps.mkdir()
+    for day in range(1, 6):
+        (dumps / f"{A}-2026110{day}T000000Z.dump").touch()
+    (here.layout.generation("shop", A) / "static/a.css").write_text("a")
+    pool.add(here.host, load(here.layout, "shop", A))
+    cache = here.root / "var/cache/quintet/shop/uv"
+    cache.mkdir(parents=True)
+    with (cache / "sparse").open("wb") as stream:
+        stream.truncate(CACHE_MAX_BYTES)
+    late = slept_for(here, 40 * 86400)
+    done = prune(late.host, "shop")
+    assert done.dumps == [f"{A}-20261101T000000Z.dump", f"{A}-20261102T000000Z.dump"]
+    assert done.static_files == ["a.css"]
+    assert done.caches == []
+    with (cache / "sparse").open("ab") as stream:
+        stream.write(b"x")
+    assert prune(late.host, "shop").caches == [str(cache)]
+    assert not cache.exists()
+    assert prune(late.host, "shop").public()["changed"] is False
+    assert late.host.store("shop").read_log()[0]["static_files"] == 1

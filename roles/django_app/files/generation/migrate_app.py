@@ -76,7 +76,10 @@ $$
 
 
 class Problem(Exception):
-    """What is wrong, where, and what to do, and the step: settings, database, lock, dump, migrate or restore."""
+    """What is wrong, where, and what to do, and the step.
+
+    That is settings, database, lock, dump, space (when a dump may lack it), migrate or restore.
+    """
 
     def __init__(self, step: str, what: str, where: str, remedy: str) -> None:
         super().__init__(what)
@@ -266,10 +269,10 @@ def dump(connection: Any, output: int, arguments: argparse.Namespace) -> None:
     code = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, check=False).returncode
     if code != 0:
         raise Problem(
-            "dump",
+            "space",
             f"pg_dump ended with code {code}, so nothing was migrated.",
             place(connection),
-            f"Mend what it says, or {off}",
+            f"Or mend what it says; or {off}",
         )
     tell("dumped")
     say(f"The database was dumped in {time.monotonic() - began:.1f} s.")
@@ -289,7 +292,6 @@ def migrate(connection: Any, output: int, arguments: argparse.Namespace, outcome
             try:
                 call_command("migrate", interactive=False, skip_checks=False, stdout=sys.stderr, no_color=True)
             except Exception as error:
-                traceback.print_exc()
                 note(connection, outcome)
                 raise failure(connection, error, arguments, outcome) from error
         note(connection, outcome)
@@ -311,22 +313,27 @@ def note(connection: Any, outcome: Outcome) -> None:
     outcome.applied = [name for name in outcome.plan if name in has]
 
 
-def failure(connection: Any, error: BaseException, arguments: argparse.Namespace, outcome: Outcome) -> Problem:
+def failure(connection: Any, error: Exception, arguments: argparse.Namespace, outcome: Outcome) -> Problem:
     """Return what to tell of a migration that failed."""
     first = next((name for name in outcome.plan if name not in outcome.applied), "what follows the migrations")
-    what, remedy = (
-        f"{first} failed: {type(error).__name__}: {error}".rstrip(),
-        "Correct the migration and deploy again.",
-    )
-    cause: BaseException | None = error
-    while cause is not None:
-        if "55P03" in (getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None)):
-            what = f"{first} got a lock on a table not within {arguments.lock_seconds:g} s and gave up."
-            remedy = "End what keeps the table, or deploy again when it has ended; or raise migration_lock_seconds."
-            show_transactions(connection)
-            break
-        cause = cause.__cause__
+    if is_lock_timeout(error):
+        what = f"{first} got a lock on a table not within {arguments.lock_seconds:g} s and gave up."
+        remedy = "End what keeps the table, or deploy again when it has ended; or raise migration_lock_seconds."
+        show_transactions(connection)
+    else:
+        what = f"{first} failed: {type(error).__name__}: {error}".rstrip()
+        remedy = "Correct the migration and deploy again."
+        traceback.print_exc()
     return Problem("migrate", what, place(connection), remedy)
+
+
+def is_lock_timeout(error: BaseException | None) -> bool:
+    """Tell whether an error comes from a statement that waited too long for a lock (PostgreSQL's lock_not_available)."""
+    while error is not None:
+        if "55P03" in (getattr(error, "sqlstate", None), getattr(error, "pgcode", None)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def show_transactions(connection: Any) -> None:
@@ -350,7 +357,7 @@ def restore(connection: Any, arguments: argparse.Namespace, outcome: Outcome) ->
     reader = program("pg_restore", "restore")
     listed = subprocess.run([reader, "--list"], stdout=subprocess.PIPE, text=True, check=False)
     if listed.returncode != 0:
-        raise Problem("restore", "pg_restore can't read the dump.", "Its first lines are above.", "Take another dump.")
+        raise Problem("restore", "pg_restore can't read the dump.", "What it said is below.", "Take another dump.")
     os.lseek(0, 0, os.SEEK_SET)
     with tempfile.NamedTemporaryFile("w", suffix=".list") as contents, locked(connection, arguments.lock_seconds):
         contents.writelines(line for line in listed.stdout.splitlines(True) if not KEPT_ENTRIES.match(line))
@@ -365,7 +372,7 @@ def restore(connection: Any, arguments: argparse.Namespace, outcome: Outcome) ->
                 "restore",
                 "The dump was not restored; the database is as it was.",
                 place(connection),
-                "Mend what is said above, then try again.",
+                "Mend what the lines below show, then try again.",
             )
         note(connection, outcome)
 
@@ -434,6 +441,7 @@ def main() -> None:
     # Nothing but the dump goes there; what migrations print goes to standard error.
     output = os.dup(1)
     os.dup2(2, 1)
+    sys.stdout = sys.stderr
 
     outcome = Outcome()
     try:

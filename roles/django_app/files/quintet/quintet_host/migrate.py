@@ -124,7 +124,7 @@ def migrate(host: Host, app: str, generation: Generation) -> Migrated:
     finally:
         beside.unlink(missing_ok=True)
     migrated = _judged(host, generation, done, listener)
-    prune_dumps(host, app, settings.keep)
+    _prune_dumps(host, app, settings.keep)
     return migrated
 
 
@@ -152,20 +152,20 @@ def restore(host: Host, app: str, path: Path) -> None:
         )
 
 
-def prune_dumps(host: Host, app: str, keep: int) -> list[str]:
-    """Remove all but the newest `keep` dumps; returns the names of what was removed."""
+def prune_dumps(host: Host, app: str) -> list[str]:
+    """Remove all dumps but the newest that the current generation wants to be kept; returns their names."""
+    current = find(host.layout, app, host.layout.current_id(app) or "")
+    return _prune_dumps(host, app, Settings.of(current).keep if current else KEEP_DUMPS)
+
+
+def _prune_dumps(host: Host, app: str, keep: int) -> list[str]:
     directory = _directory(host, app)
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    # Their names begin with the generation's id; what follows it is the time.
     dumps = sorted((name for name in names if DUMP_NAME.fullmatch(name)), key=lambda name: name[18:], reverse=True)
     for name in dumps[keep:]:
         (directory / name).unlink()
     return sorted(dumps[keep:])
-
-
-def keep_dumps(host: Host, app: str) -> int:
-    """Return how many dumps the current generation wants to be kept."""
-    generation = find(host.layout, app, host.layout.current_id(app) or "")
-    return Settings.of(generation).keep if generation else KEEP_DUMPS
 
 
 def _run(
@@ -212,7 +212,7 @@ def _judged(host: Host, generation: Generation, done: transient.Result, listener
         where.append(f"Applied of {', '.join(plan)}: {', '.join(applied) or 'nothing'}. What served before still does.")
     else:
         where.append("Nothing was migrated; what served before still does.")
-    if error["step"] in ("dump", "space"):
+    if error["step"] == "space":
         remedy.insert(0, disk_advice(app))
         old = [path.name for path in _directory(host, app).glob("*.dump")]
         if old:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from quintet_host.files import read_json_object, write_json
 from quintet_host.generation import Generation
@@ -49,12 +50,15 @@ def left(host: Host, app: str, identifier: str | None, now: datetime) -> None:
         _write(host, app, entries)
 
 
-def prune(host: Host, app: str, days: float = DAYS, max_bytes: int = MAX_BYTES) -> list[str]:
+def prune(host: Host, app: str, days: float | None = None, max_bytes: int | None = None) -> list[str]:
     """Remove what only generations brought that have not served for `days`, then more, oldest first, down to `max_bytes`.
 
-    The size is that of the files that neither the current nor the previous generation has; theirs stay. Returns the
-    removed files' paths below the pool.
+    Both are as the current generation says where they are None. The size is that of the files that neither the current
+    nor the previous generation has; theirs stay. Returns the removed files' paths below the pool.
     """
+    wanted = _wanted(host, app)
+    days = float(wanted.get("days", DAYS)) if days is None else days
+    max_bytes = int(wanted.get("max_bytes", MAX_BYTES)) if max_bytes is None else max_bytes
     directory, entries, needed = _directory(host, app), _read(host, app), _needed(host, app)
     sizes = {name: (directory / name).lstat().st_size for name in _names(directory)}
     remaining = {name for one in needed for name in _names(host.layout.generation(app, one) / "static")}
@@ -80,6 +84,12 @@ def prune(host: Host, app: str, days: float = DAYS, max_bytes: int = MAX_BYTES) 
 
 def _directory(host: Host, app: str) -> Path:
     return host.layout.app(app) / "static-pool"
+
+
+def _wanted(host: Host, app: str) -> dict[str, Any]:
+    description = read_json_object(host.layout.current(app) / "generation.json") or {}
+    found = description.get("static_pool")
+    return found if isinstance(found, dict) else {}
 
 
 def _needed(host: Host, app: str) -> set[str]:

@@ -1,12 +1,13 @@
-"""Dropping old generations, and the virtual environments and revisions that only they used."""
+"""Dropping old generations, what only they used, and what grows beside them: dumps, pooled files, the installer's cache."""
 
+import os
 import shutil
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from quintet_host import units
+from quintet_host import migrate, pool, units
 from quintet_host.generation import Generation, find
 from quintet_host.host import Host
 from quintet_host.lock import locked
@@ -17,25 +18,24 @@ KEEP_OTHERS = 2
 # What is younger may still be being built, or be about to be switched to.
 YOUNG = timedelta(hours=1)
 REMOVED_SUFFIX = ".pruned"
+# Of uv's cache, which is made anew as needed.
+CACHE_MAX_BYTES = 2 * 1024**3
 
 
 @dataclass
 class Pruned:
-    """What was removed."""
+    """What was removed, by name."""
 
     generations: list[str] = field(default_factory=list)
     venvs: list[str] = field(default_factory=list)
     revisions: list[str] = field(default_factory=list)
+    dumps: list[str] = field(default_factory=list)
+    static_files: list[str] = field(default_factory=list)
+    caches: list[str] = field(default_factory=list)
 
     def public(self) -> dict[str, Any]:
         """Return what --json shows."""
-        changed = bool(self.generations or self.venvs or self.revisions)
-        return {
-            "changed": changed,
-            "generations": self.generations,
-            "venvs": self.venvs,
-            "revisions": self.revisions,
-        }
+        return {"changed": any(vars(self).values()), **vars(self)}
 
 
 def prune(host: Host, app: str, keep: int = KEEP_GOOD) -> Pruned:
@@ -49,24 +49,46 @@ def prune(host: Host, app: str, keep: int = KEEP_GOOD) -> Pruned:
         remaining = host.layout.generation_ids(app)
         done.venvs = _prune_venvs(host, app, remaining)
         done.revisions = _prune_revisions(host, app, remaining)
+        done.dumps = migrate.prune_dumps(host, app)
+        done.static_files = pool.prune(host, app)
+        done.caches = _prune_cache(host, app)
     if done.public()["changed"]:
-        host.log(app, "prune", "ok", generations=done.generations, venvs=done.venvs, revisions=done.revisions)
+        counted = {**vars(done), "static_files": len(done.static_files)}
+        host.log(app, "prune", "ok", **{name: what for name, what in counted.items() if what})
     return done
 
 
 def _removable(host: Host, app: str, keep: int) -> list[str]:
     store = host.store(app)
-    state = store.read()
-    needed = {host.layout.current_id(app), state.previous, state.hold.generation if state.hold else None}
     good: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
+    # Of a build that was killed there is nothing to inspect, and the next one begins anew.
+    old: list[str] = []
     for identifier in host.layout.generation_ids(app):
         generation = find(host.layout, app, identifier)
-        is_good = store.generation(identifier).state == "good"
         # One that can't say when it was built counts as the oldest.
-        (good if is_good else others).append((generation.built_at if generation else "", identifier))
-    old = sorted(good, reverse=True)[keep:] + sorted(others, reverse=True)[KEEP_OTHERS:]
-    return sorted(one for _, one in old if one not in needed and not _in_use(host, app, one))
+        dated = (generation.built_at if generation else "", identifier)
+        match store.generation(identifier).state:
+            case "good":
+                good.append(dated)
+            case "building":
+                old.append(identifier)
+            case _:
+                others.append(dated)
+    old += [one for _, one in sorted(good, reverse=True)[keep:] + sorted(others, reverse=True)[KEEP_OTHERS:]]
+    needed = _needed(host, app)
+    return sorted(one for one in old if one not in needed and not _in_use(host, app, one))
+
+
+def _needed(host: Host, app: str) -> set[str]:
+    """Return the generations that the app's state names: it may go on with them, or back to them."""
+    state = host.store(app).read()
+    holds = [state.hold]
+    found = {host.layout.current_id(app), state.previous}
+    if state.unconfirmed:
+        found |= {state.unconfirmed.generation, state.unconfirmed.before, state.unconfirmed.previous}
+        holds.append(state.unconfirmed.hold)
+    return {one for one in found if one} | {hold.generation for hold in holds if hold}
 
 
 def _in_use(host: Host, app: str, identifier: str) -> bool:
@@ -132,3 +154,16 @@ def _prune_revisions(host: Host, app: str, remaining: list[str]) -> list[str]:
             shutil.rmtree(directory / str(number))
             removed.append(str(number))
     return removed
+
+
+def _prune_cache(host: Host, app: str) -> list[str]:
+    path = host.layout.root / "var/cache/quintet" / app / "uv"
+    if not path.is_dir() or _bytes(path) <= CACHE_MAX_BYTES:
+        return []
+    shutil.rmtree(path)
+    return [str(path)]
+
+
+def _bytes(path: Path) -> int:
+    """Return the size of all files below a directory, links not followed."""
+    return sum(Path(where, name).lstat().st_size for where, _, names in os.walk(path) for name in names)

@@ -185,7 +185,9 @@ def test_probe(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_prune(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune", "shop", "--keep", "1", "--json"], here.host) == 0
-    assert asked(capsys) == {"changed": False, "generations": [], "venvs": [], "revisions": []}
+    value = asked(capsys)
+    assert value.pop("changed") is False
+    assert not any(value.values())
 
 
 def test_an_app_that_is_not_here_leaves_no_trace(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,7 +112,9 @@ def test_a_link_in_the_place_of_a_directory_is_never_followed(tmp_path: Path) ->
 def test_makes_links_and_replaces_what_is_in_their_place(tmp_path: Path) -> None:
     (tmp_path / "stale").symlink_to("nowhere")
     (tmp_path / "file").write_text("x")
-    wanted = {"links": [{"path": str(tmp_path / name), "target": "../t"} for name in ("new/link", "stale", "file")]}
+    wanted: dict[str, Any] = {
+        "links": [{"path": str(tmp_path / name), "target": "../t"} for name in ("new/link", "stale", "file")]
+    }
     assert write_files(check=True, **wanted)["changed"] is True
     assert (tmp_path / "stale").readlink() == Path("nowhere")
     first, second = write_files(**wanted), write_files(**wanted)

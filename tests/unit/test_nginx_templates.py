@@ -188,6 +188,38 @@ def test_files_are_served_between_slashes_and_without_dotfiles() -> None:
         assert "add_header X-Content-Type-Options nosniff;" in files
 
 
+def test_what_the_static_directory_lacks_comes_from_the_pool() -> None:
+    text = site(static_url="/deep/assets/", static_root="/srv/x/static", static_pool_root="/srv/x/pool")
+    static = block(text, "location ^~ /deep/assets/")
+    pool = block(text, "location ^~ /quintet-static-pool/deep/assets/")
+    assert "try_files $uri /quintet-static-pool$uri;" in static
+    assert "alias /srv/x/pool/;" in pool
+    assert pool.startswith("        internal;\n"), "dotfiles are refused on the way here only"
+    assert "try_files $uri =404;" in pool
+    for line in (
+        "gzip_static on;",
+        "add_header Cache-Control $quintet_shop_static_cache;",
+        "X-Content-Type-Options nosniff;",
+    ):
+        assert line in static
+        assert line in pool
+    # The rule for what is immutable sees the path that was asked for.
+    assert "map $quintet_shop_static_path $quintet_shop_static_cache {" in text
+    assert '"~^/quintet-static-pool(/.*)$" $1;' in block(text, "map $uri $quintet_shop_static_path")
+
+
+def test_no_pool_no_fallback() -> None:
+    for text in (
+        site(static_root="/srv/x/static"),
+        site(static_pool_root="/srv/x/pool"),
+        app_site(static_url=""),
+        app_site(nginx={"static_pool_root": ""}),
+    ):
+        assert "try_files" not in text
+        assert "quintet-static-pool" not in text
+    assert "alias /srv/shop/static-pool/;" in app_site()
+
+
 @pytest.mark.parametrize(
     ("path", "immutable"),
     [
@@ -312,6 +344,7 @@ def test_unknown_hosts_get_no_answer() -> None:
         ({"static_root": "/srv/../etc"}, "nginx_site_static_root"),
         ({"static_root": "/"}, "nginx_site_static_root"),
         ({"static_root": "static"}, "nginx_site_static_root"),
+        ({"static_pool_root": "/srv/a b"}, "nginx_site_static_pool_root"),
         ({"media_root": "/srv/$host"}, "nginx_site_media_root"),
         ({"static_url": "/"}, "nginx_site_static_url"),
         ({"media_url": "/me dia/"}, "nginx_site_media_url"),

@@ -233,7 +233,8 @@ def run(project: Path, *arguments: str, **environment: str) -> tuple[subprocess.
 
 def test_the_plan_is_shown_then_applied_once(project: Path) -> None:
     add_migration(project, "0002_size", "migrations.RunSQL('CREATE TABLE two (id int)')")
-    add_migration(project, "0003_talk", "migrations.RunPython(lambda apps, editor: print('not a dump'))")
+    talk = "lambda apps, editor: (print('no dump'), __import__('os').system('echo no dump'))"
+    add_migration(project, "0003_talk", f"migrations.RunPython({talk})")
     done, last = run(project, "migrate")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "", "nothing but a dump goes there"
@@ -275,6 +276,14 @@ def test_replaced_migrations_are_left_out_of_what_the_database_has(project: Path
     done, last = run(project, "migrate")
     assert done.returncode == 0, done.stderr
     assert last["known"] == {"chat": ["0001_a_squashed"]}
+
+
+def test_an_app_without_a_database_has_nothing_to_migrate(project: Path) -> None:
+    text = (project / "settings.py").read_text()
+    (project / "settings.py").write_text(text[: text.index("DATABASES")])
+    done, last = run(project, "migrate", "--dump")
+    assert done.returncode == 0
+    assert (last["plan"], last["known"], last["error"]) == ([], None, None)
 
 
 @pytest.mark.parametrize(

@@ -447,10 +447,13 @@ def main() -> None:
     try:
         connection = set_up()
         limit_waits(arguments.lock_seconds)
-        prove(connection)
-        if arguments.mode == "migrate":
+        if arguments.mode == "migrate" and connection.settings_dict["ENGINE"] == "django.db.backends.dummy":
+            say("The app's settings name no database.")
+        elif arguments.mode == "migrate":
+            prove(connection)
             migrate(connection, output, arguments, outcome)
         else:
+            prove(connection)
             restore(connection, arguments, outcome)
     except Problem as problem:
         outcome.error = problem.public

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.quintet.django.plugins.module_utils.controller import identity
 from rendering import ROOT, Role
 
 APP: dict[str, Any] = {"name": "shop", "domains": ["shop.test", "www.shop.test"], "source": {"directory": "src"}}
@@ -26,6 +28,7 @@ def role(app: dict[str, Any], **more: Any) -> Role:
         django_app=app,
         __django_app_plans={"shop": PLAN},
         __django_app_revision=3,
+        role_path=str(ROOT / "roles/django_app"),
         gunicorn_rendered={"units": {}, "sockets": [], "services": [], "check": []},
         daphne_rendered={"units": {}, "sockets": [], "services": []},
         **more,
@@ -133,6 +136,255 @@ def test_the_boot_starts_behind_what_the_app_needs() -> None:
 def test_the_directory_of_the_sockets_is_closed_to_all_but_the_web_server() -> None:
     lines = role(LIVE, django_app_socket_group="www-data").render("tmpfiles.conf.j2").splitlines()
     assert "d /run/quintet/shop/1f0c2a9e-77aa01bc 0710 root www-data" in lines
+
+
+# ---- workers, timers, hooks ----------------------------------------------------------------------------------------
+
+BUSY = {
+    **LIVE,
+    "workers": [
+        {"name": "mail", "command": 'celery --app config worker -n "$HOSTNAME 100%"', "processes": 2},
+        {"name": "beat", "command": "celery beat", "stop_signal": "SIGINT", "stop_seconds": 5, "memory_max": "256M"},
+    ],
+    "timers": [{"name": "nightly", "command": "python manage.py clearsessions && true", "calendar": "*-*-* 03:30:00"}],
+}
+
+
+def section(unit: str, name: str) -> list[str]:
+    """Return the lines of one section of a unit, comments left out."""
+    body = unit.partition(f"[{name}]\n")[2].partition("\n[")[0]
+    return [line for line in body.splitlines() if line and not line.startswith("#")]
+
+
+def test_each_process_of_a_worker_and_each_timer_is_a_unit_of_the_generation() -> None:
+    named = role(BUSY).evaluate("__django_app_named")
+    identifier = PLAN["generation"]
+    workers = [f"worker-shop-{name}@{identifier}.service" for name in ("mail-1", "mail-2", "beat-1")]
+    assert named["workers"] == workers
+    assert named["timers"] == [f"timer-shop-nightly@{identifier}.timer"]
+    assert sorted(named["units"]) == sorted([*workers, *named["timers"], f"timer-shop-nightly@{identifier}.service"])
+    for text in [*named["units"].values(), *named["properties"]]:
+        assert "00000000" not in text
+        assert "[Install]" not in text
+        assert "current" not in text
+
+
+def test_a_worker_is_its_own_process_with_the_environment_of_the_servers() -> None:
+    units = role(BUSY).evaluate("__django_app_named.units")
+    mail = section(units["worker-shop-mail-1@1f0c2a9e-77aa01bc.service"], "Service")
+    # What systemd reads back is: exec celery --app config worker -n "$HOSTNAME 100%"
+    assert r'ExecStart=/bin/sh -euc "exec celery --app config worker -n \"$$HOSTNAME 100%%\""' in mail
+    for line in (
+        "User=shop",
+        "WorkingDirectory=/srv/shop/generations/1f0c2a9e-77aa01bc/src",
+        "Environment=PATH=/srv/shop/generations/1f0c2a9e-77aa01bc/venv/bin:/usr/local/bin:/usr/bin:/bin",
+        "Restart=always",
+        "RestartSec=1",
+        "KillSignal=SIGTERM",
+        "TimeoutStopSec=60",
+        *role(BUSY).evaluate("__django_app_named.properties"),
+    ):
+        assert line in mail
+    assert not [line for line in mail if line.startswith("MemoryMax")]
+    beat = section(units["worker-shop-beat-1@1f0c2a9e-77aa01bc.service"], "Service")
+    assert {"KillSignal=SIGINT", "TimeoutStopSec=5", "MemoryMax=256M"} <= set(beat)
+
+
+def test_a_timer_runs_its_command_once_within_its_time() -> None:
+    units = role(BUSY).evaluate("__django_app_named.units")
+    service = section(units["timer-shop-nightly@1f0c2a9e-77aa01bc.service"], "Service")
+    assert 'ExecStart=/bin/sh -euc "python manage.py clearsessions && true"' in service
+    assert {"Type=oneshot", "TimeoutStartSec=3600", "TimeoutStopSec=60", "ProtectSystem=strict"} <= set(service)
+    assert not [line for line in service if line.startswith("Restart=")]
+    timer = section(units["timer-shop-nightly@1f0c2a9e-77aa01bc.timer"], "Timer")
+    assert timer == ["OnCalendar=*-*-* 03:30:00", "AccuracySec=1s"]
+
+
+def test_units_of_workers_and_timers_change_the_hosts_half_of_the_id() -> None:
+    facts = {"distribution": "Debian", "distribution_major_version": "13", "architecture": "x86_64"}
+    facts_of_all = {"ansible_facts": {**facts, "python": {"version": {"major": 3, "minor": 13}}}}
+    bare = role(LIVE, **facts_of_all).evaluate("__django_app_host")
+    assert role(BUSY, **facts_of_all).evaluate("__django_app_host") != bare
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_reads_the_units_without_complaint(tmp_path: Path) -> None:
+    for name, text in role(BUSY).evaluate("__django_app_named.units").items():
+        (tmp_path / name).write_text(text)
+    paths = sorted(str(path) for path in tmp_path.iterdir())
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert [line for line in done.stderr.splitlines() if str(tmp_path) in line or "@1f0c2a9e" in line] == []
+
+
+def test_each_unit_of_the_users_own_is_checked_before_it_is_written() -> None:
+    checks = role(BUSY).evaluate("__django_app_unit_checks")
+    units = "/srv/shop/generations/1f0c2a9e-77aa01bc/units/"
+    assert {check["path"].removeprefix(units) for check in checks} == set(
+        role(BUSY).evaluate("__django_app_named.units")
+    )
+    assert {"path": f"{units}timer-shop-nightly@1f0c2a9e-77aa01bc.timer", "command": TRIED} in checks
+
+
+TRIED = ["systemd-analyze", "calendar", "*-*-* 03:30:00"]
+
+
+def test_a_build_command_has_its_own_time_limit_and_its_dollar_signs() -> None:
+    hook = {"name": "assets", "command": 'echo "$HOME"\nnpm ci', "timeout_seconds": 7}
+    command = role(LIVE, __django_app_hook=hook).evaluate("__django_app_hook_command")
+    # The last one counts, and systemd-run makes one dollar sign of two.
+    assert [word for word in command if "RuntimeMaxSec" in word][-1] == "--property=RuntimeMaxSec=7"
+    assert command[-3:] == ["/bin/sh", "-euc", 'echo "$$HOME"\nnpm ci']
+    assert "--property=User=shop-build" in command
+    assert [word for word in command if word.startswith("--setenv=PATH=/srv/shop/generations/")]
+
+
+def test_the_host_command_gets_the_hooks_that_it_runs() -> None:
+    hooks = {"build": [{"command": "npm ci"}], "after_switch": [{"command": "true"}]}
+    found = role({**LIVE, "hooks": hooks}).evaluate("__django_app_host_hooks")
+    assert sorted(found) == ["after_switch", "before_migrate", "before_switch", "on_failure"]
+    assert found["after_switch"] == [{"command": "true", "name": "true", "timeout_seconds": 600}]
+
+
+def test_the_units_directory_gets_what_runs_with_the_apps_own_python() -> None:
+    files = {file["name"]: file["content"] for file in role(BUSY).evaluate("__django_app_unit_files")}
+    programs = {path.name for path in (ROOT / "roles/django_app/files/generation").glob("*.py")}
+    assert {"build_app.py", "migrate_app.py"} <= programs
+    assert programs | {"tmpfiles.conf"} <= set(files)
+    assert files["build_app.py"] == (ROOT / "roles/django_app/files/generation/build_app.py").read_text()
+
+
+# ---- the way of a change -------------------------------------------------------------------------------------------
+
+
+def test_limits_in_mebibytes_reach_the_host_in_bytes() -> None:
+    way = role({**LIVE, "dump": {"max_mb": 2}, "static_pool": {"days": 1, "max_mb": 3}}).evaluate("__django_app_way")
+    assert way["dump"] == {"enabled": True, "keep": 3, "max_bytes": 2 * 1024 * 1024}
+    assert way["static_pool"] == {"days": 1, "max_bytes": 3 * 1024 * 1024}
+    assert (way["migration_lock_seconds"], way["keep_generations"]) == (10, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "has_client"),
+    [
+        ({}, True),
+        ({"dump": {"enabled": False}}, False),
+        ({"database": False}, False),
+        ({"database": False, "environment": {"DATABASE_URL": "postgresql://db/shop"}}, True),
+        ({"database": False, "environment": {"DATABASE_URL": "sqlite:////x"}}, False),
+    ],
+)
+def test_a_dump_needs_the_databases_client(change: dict[str, Any], has_client: bool) -> None:
+    assert ("postgresql-client" in role({**LIVE, **change}).evaluate("__django_app_packages")) is has_client
+
+
+def test_a_quick_deploy_notices_what_it_would_not_see_to() -> None:
+    prepared = role(LIVE).evaluate("__django_app_prepared")
+    assert role({**LIVE, "environment": {"A": "1"}, "wsgi": "x:y"}).evaluate("__django_app_prepared") == prepared
+    for change in ({"packages": ["gettext"]}, {"user": "keeper"}, {"database": False}, {"channel_layer": False}):
+        assert role({**LIVE, **change}).evaluate("__django_app_prepared") != prepared
+
+
+def lock(**controller: Any) -> dict[str, Any]:
+    apps = [{"app": "shop", "lock": {"holder": "ann@laptop", "controller": controller or None}}]
+    return {"stdout": json.dumps({"apps": apps})}
+
+
+def test_a_lock_is_taken_over_when_its_controller_is_gone_or_when_told_so() -> None:
+    own = identity()
+    assert own is not None
+    for status, told, expected in (
+        ({"stdout": "skipped, since /usr/local/sbin/quintet does not exist"}, False, []),
+        ({"stdout": json.dumps({"apps": [{"app": "shop", "lock": None}]})}, False, []),
+        (lock(), False, []),
+        (lock(**own), False, []),
+        (lock(**{**own, "started": 1}), False, ["--take-over"]),
+        (lock(**own), True, ["--take-over"]),
+    ):
+        found = role(LIVE, __django_app_status=status, django_app_break_lock=told)
+        assert found.evaluate("__django_app_take_over") == expected
+
+
+def hosts(**outcomes: dict[str, str] | None) -> dict[str, Any]:
+    """Return what a play knows of its hosts, whose last outcomes are given; None for a host that is gone."""
+    known = {
+        name: {"inventory_hostname": name, **({"__django_app_outcome": outcome} if outcome is not None else {})}
+        for name, outcome in outcomes.items()
+    }
+    return {"hostvars": known, "__django_app_company": list(known), "__django_app_step": "migrate"}
+
+
+def test_hosts_that_failed_or_are_gone_hold_up_the_others() -> None:
+    good = {"app": "shop", "step": "migrate", "failure": ""}
+    assert role(LIVE, **hosts(a=good, b=good)).evaluate("__django_app_stragglers") == []
+    others = hosts(a=good, b={**good, "failure": "no"}, c=None, d={**good, "step": "build"}, e={**good, "app": "other"})
+    assert role(LIVE, **others).evaluate("__django_app_stragglers") == ["b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "batch", "together"),
+    [
+        (["a", "b"], ["a", "b"], ["a", "b", "gone"]),
+        # With serial those of other batches have their own time.
+        (["a", "b", "c"], ["b"], ["b"]),
+    ],
+)
+def test_the_hosts_of_a_play_or_of_a_batch_go_together(hosts: list[str], batch: list[str], together: list[str]) -> None:
+    found = role(LIVE, ansible_play_hosts_all=[*hosts, "gone"], ansible_play_hosts=hosts, ansible_play_batch=batch)
+    assert found.evaluate("__django_app_together") == together
+
+
+def way_back(to: str, previous: dict[str, str]) -> Role:
+    """Return host a, which serves ffffffff, among hosts with these previous generations."""
+    ways = {
+        host: {
+            "__django_app_way_back": {
+                "current": "ffffffff-0000000a",
+                "previous": generation,
+                "good": ["ffffffff-0000000a", "ffffffff-0000000b", "11111111-0000000a", "22222222-0000000a"],
+            }
+        }
+        for host, generation in previous.items()
+    }
+    return role(LIVE, hostvars=ways, __django_app_company=list(previous), django_app_rollback_to=to, **ways["a"])
+
+
+@pytest.mark.parametrize(
+    ("to", "previous", "releases", "target"),
+    [
+        ("", {"a": "11111111-0000000a", "b": "11111111-0000000b"}, ["11111111"], "11111111-0000000a"),
+        ("", {"a": "11111111-0000000a", "b": "22222222-0000000b"}, ["11111111", "22222222"], None),
+        # Another secret: the same release with another generation.
+        ("", {"a": "ffffffff-0000000b"}, ["ffffffff"], "ffffffff-0000000b"),
+        ("", {"a": "33333333-0000000a"}, ["33333333"], ""),
+        ("22222222", {"a": "11111111-0000000a", "b": "11111111-0000000b"}, ["22222222"], "22222222-0000000a"),
+        # The generation of one host names the release of all.
+        ("22222222-0000000b", {"a": "11111111-0000000a"}, ["22222222"], "22222222-0000000a"),
+        ("22222222-0000000a", {"a": "11111111-0000000a"}, ["22222222"], "22222222-0000000a"),
+        ("ffffffff", {"a": "11111111-0000000a"}, ["ffffffff"], "ffffffff-0000000a"),
+        ("44444444", {"a": "11111111-0000000a"}, ["44444444"], ""),
+    ],
+)
+def test_all_hosts_go_back_to_one_release(
+    to: str, previous: dict[str, str], releases: list[str], target: str | None
+) -> None:
+    found = way_back(to, previous)
+    assert found.evaluate("__django_app_releases") == releases
+    if target is not None:
+        assert found.evaluate("__django_app_target") == target
+
+
+def test_a_failed_command_of_a_loop_is_named_with_its_words() -> None:
+    hook = {"name": "assets", "timeout_seconds": 9}
+    items = [
+        {"failed": False, "rc": 0},
+        {"failed": True, "rc": 2, "stdout": "no such file\n", "__django_app_hook": hook},
+    ]
+    found = role(LIVE, ansible_failed_result={"msg": "One or more items failed", "results": items})
+    said = found.evaluate("__django_app_reason")
+    assert said == "'assets' ended with code 2 (its time limit is 9 seconds): no such file"
+    plain = role(LIVE, ansible_failed_result={"msg": "non-zero return code", "stderr": "quintet: refused\n"})
+    assert plain.evaluate("__django_app_reason") == "quintet: refused"
 
 
 # ---- build_app.py, in a process of its own as on a host ------------------------------------------------------------

@@ -317,7 +317,7 @@ def failure(connection: Any, error: Exception, arguments: argparse.Namespace, ou
     """Return what to tell of a migration that failed."""
     first = next((name for name in outcome.plan if name not in outcome.applied), "what follows the migrations")
     if is_lock_timeout(error):
-        what = f"{first} got a lock on a table not within {arguments.lock_seconds:g} s and gave up."
+        what = f"{first} did not get a lock on a table within {arguments.lock_seconds:g} s and gave up."
         remedy = "End what keeps the table, or deploy again when it has ended; or raise migration_lock_seconds."
         show_transactions(connection)
     else:
@@ -344,8 +344,9 @@ def show_transactions(connection: Any) -> None:
         " FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL AND pid <> pg_backend_pid()"
         " ORDER BY xact_start LIMIT 5",
     )
+    say("\nOpen for longest, as far as this user may see:" if rows else "\nThis user may see no open transaction.")
     for process, user, application, state, age, text in rows:
-        say(f"  open for {age}: process {process} of {user} '{application}', {state}: {' '.join(str(text).split())}")
+        say(f"  {age}: process {process} of {user} '{application}', {state}: {' '.join(str(text).split())}")
 
 
 def restore(connection: Any, arguments: argparse.Namespace, outcome: Outcome) -> None:

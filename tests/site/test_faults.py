@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import signal
+import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hosts import Host, Site, receive, wait_for
+from hosts import ROOT, Host, Played, Site, play, receive, wait_for
 from load import Background, Load, Rates, Target
 from load_report import Row, compare
 from websockets.exceptions import WebSocketException
@@ -78,7 +87,7 @@ def answers(site: Site = SITE) -> str | None:
 
 @dataclass(frozen=True)
 class Toll:
-    """What a load has lost so far: requests, handshakes, and sockets that ended unasked."""
+    """What a load has lost so far: requests, handshakes, and sockets that ended without being told to come back."""
 
     requests: int
     handshakes: int
@@ -98,7 +107,7 @@ def toll(load: Load) -> Toll:
     return Toll(
         sum(count for (kind, outcome), count in ended.items() if kind in HTTP and outcome != "ok"),
         sum(count for (kind, outcome), count in ended.items() if kind == "handshake" and outcome != "ok"),
-        sum(count for (kind, outcome), count in ended.items() if kind == "socket" and outcome != "1000"),
+        sum(count for (kind, outcome), count in ended.items() if kind == "socket" and outcome not in ("1000", "1012")),
     )
 
 
@@ -231,3 +240,440 @@ class TestUnderLoad:
         assert (lost.handshakes, lost.sockets) == (0, 0), load.ledger.problems
         assert lost.requests <= UNDER_WAY, load.ledger.problems
         loses_nothing(load)
+
+
+# ---- candidates that fail -----------------------------------------------------------------------------------------
+
+SOURCE = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent")) / "sample_app"
+
+
+def deploy(**variables: object) -> Played:
+    """Deploy the app, with more variables."""
+    return play("playbooks/deploy.yml", "--extra-vars", json.dumps({"app": APP, **variables}))
+
+
+def deploy_well(**variables: object) -> str:
+    """Deploy the app, which must succeed; returns the generation that serves then."""
+    played = deploy(**variables)
+    assert played.code == 0, played.output[-6000:]
+    return serving()
+
+
+def change_code() -> None:
+    """Change a line of code that does nothing."""
+    (SOURCE / "faults/change.py").write_text(f"CHANGE = {uuid.uuid4().hex!r}\n")
+
+
+def status() -> dict[str, Any]:
+    """Return what the host command says of the app."""
+    app: dict[str, Any] = HOST.quintet("status", APP)["apps"][0]
+    return app
+
+
+def generations() -> dict[str, dict[str, Any]]:
+    """Return what there is of each generation."""
+    return {one["generation"]: one for one in status()["generations"]}
+
+
+def serving() -> str:
+    """Return the generation that `current` names and that answers over HTTP and over WebSocket, which must be the same."""
+    current = HOST.current(APP)
+    assert (answers(), talks()) == (current, current)
+    return current
+
+
+def fails(played: Played, *words: str) -> None:
+    """Demand that a play has failed and says why."""
+    told = played.text.partition("fatal:")[2]
+    assert played.code != 0
+    assert not [one for one in words if one not in told], told[-4000:]
+
+
+def refused(*command: str) -> str:
+    """Run a host command that must fail; returns what it says, in one line."""
+    assert HOST.fails(*command)
+    return " ".join(HOST.run(*command, check=False).split())
+
+
+FAULTS = {
+    "boot": ["Step: start", "RuntimeError: this generation does not boot"],
+    "websocket": ["Step: probe", "failed the probe 'websocket /ws/health/'", "got 403 instead of 101"],
+    "hook": ["Step: before_switch", "look once more"],
+    "worker": ["Step: workers", "RuntimeError: this worker dies"],
+}
+
+
+@pytest.fixture
+def built(load: Load) -> str:
+    """A candidate that was built and never switched to, since its controller was killed just then; its lock is ended."""
+    known = set(generations())
+    change_code()
+    deploy_killed("activate | Start, probe and switch to the generation")
+    HOST.run("quintet", "unlock", APP)
+    (candidate,) = set(generations()) - known
+    return candidate
+
+
+@contextmanager
+def full(path: str, free: int = 0) -> Iterator[None]:
+    """Put a small file system with the same content, and with so many bytes free, over a directory of the host."""
+    over = "/mnt/full"
+    script = f"""
+        mkdir -p {over}
+        mount -t tmpfs -o size=$(( $(du -s -B1 {path} | cut -f1) * 2 + 8388608 )) tmpfs {over}
+        cp -a {path}/. {over}
+        chmod --reference={path} {over} && chown --reference={path} {over}
+        head -c {free} /dev/zero > {over}/.free
+        cat /dev/zero > {over}/.rest 2> /dev/null || rm {over}/.free
+        mount --bind {over} {path}
+    """
+    HOST.run("sh", "-euc", script)
+    try:
+        yield
+    finally:
+        HOST.run("sh", "-c", f"umount {path} && umount {over}")
+
+
+class TestFailingCandidates:
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_a_candidate_that_fails_is_kept_and_nobody_notices(self, fault: str, load: Load) -> None:
+        before, known, lost = serving(), set(generations()), toll(load)
+        fails(deploy(fault=fault), *FAULTS[fault])
+        assert serving() == before
+        (candidate,) = set(generations()) - known
+        assert generations()[candidate]["state"] == "failed"
+        assert "failed on" in refused("quintet", "rollback", APP, candidate)
+        assert not {"active", "activating"} & set(generations()[candidate]["units"].values())
+        assert status()["lock"] is None
+        assert toll(load) == lost, load.ledger.problems[-5:]
+
+    def test_a_socket_in_the_way(self, built: str, load: Load) -> None:
+        before, lost = serving(), toll(load)
+        HOST.run("mkdir", "--parents", f"/run/quintet/{APP}/{built}/gunicorn.sock/in/the/way")
+        told = refused("quintet", "activate", APP, built)
+        assert f"gunicorn-{APP}@{built}.socket did not start" in told
+        assert "Step: start" in told
+        assert "Address already in use" in told
+        assert generations()[built]["state"] == "failed"
+        assert "failed on" in refused("quintet", "activate", APP, built)
+        assert serving() == before
+        assert toll(load) == lost, load.ledger.problems[-5:]
+
+    @pytest.mark.parametrize(
+        ("path", "free"),
+        [
+            (f"/srv/{APP}/generations", 0),
+            (f"/srv/{APP}/generations", 600_000),
+            (f"/var/lib/quintet/{APP}", 0),
+            (f"/etc/quintet/{APP}", 0),
+        ],
+        ids=["source", "static files", "state", "environment"],
+    )
+    def test_a_disk_that_is_full_while_it_is_built(self, path: str, free: int, load: Load) -> None:
+        before, lost = serving(), toll(load)
+        with full(path, free):
+            played = deploy(mark=uuid.uuid4().hex)
+            assert serving() == before
+        fails(played, "No space left on device", "to free space")
+        assert status()["lock"] is None
+        assert toll(load) == lost, load.ledger.problems[-5:]
+
+    def test_a_disk_that_is_full_when_it_is_switched_to(self, load: Load) -> None:
+        before, lost = serving(), toll(load)
+        earlier = status()["previous"]
+        with full(f"/var/lib/quintet/{APP}"):
+            told = refused("quintet", "activate", APP, earlier)
+            assert serving() == before
+        assert "No space left on device" in told
+        assert "to free space" in told
+        wait_for(f"the end of {earlier}", lambda: not runs(earlier))
+        # What once served is not spoilt by a disk that was full.
+        assert generations()[earlier]["state"] == "good"
+        assert toll(load) == lost, load.ledger.problems[-5:]
+
+    def test_the_next_good_one_serves(self, load: Load) -> None:
+        before, lost = serving(), toll(load)
+        change_code()
+        assert deploy_well() != before
+        assert deploy().changed == 0
+        assert toll(load) == lost, load.ledger.problems[-5:]
+
+
+def chat_messages() -> int:
+    """Return how many messages the database has."""
+    return int(HOST.run("psql", "--dbname=chat", "-tAc", "select count(*) from chat_message", user="postgres"))
+
+
+def write_migration(name: str, operation: str) -> Path:
+    """Write a migration of the app that the tests add; returns its file."""
+    path = SOURCE / f"faults/migrations/{name}.py"
+    before = sorted(one.stem for one in path.parent.glob("0*.py"))[-1:]
+    path.write_text(
+        "from django.db import migrations\n\n\n"
+        "def fail(apps, editor):\n    raise RuntimeError('this migration fails')\n\n\n"
+        f"class Migration(migrations.Migration):\n    dependencies = {[('faults', one) for one in before]}\n"
+        f"    operations = [migrations.RunPython({operation}, migrations.RunPython.noop)]\n"
+    )
+    return path
+
+
+def test_a_failing_migration_leaves_its_dump_and_the_way_back() -> None:
+    before, known = serving(), set(generations())
+    path = write_migration("0001_failing", "fail")
+    played = deploy()
+    path.unlink()
+    fails(played, "RuntimeError: this migration fails")
+    assert serving() == before
+    (candidate,) = set(generations()) - known
+    assert generations()[candidate]["state"] == "failed"
+    assert "failed on" in refused("quintet", "activate", APP, candidate)
+    command = re.search(rf"quintet restore {APP} (/var/lib/quintet/{APP}/dumps/{candidate}-\w+\.dump)", played.text)
+    assert command, played.text[-3000:]
+    count = chat_messages()
+    assert talks()
+    assert chat_messages() == count + 1
+    HOST.run(*command.group().split())
+    # Those that serving() has asked for were before the dump, that of talks() after it.
+    assert chat_messages() <= count
+    assert serving() == before
+
+
+# ---- one at a time ------------------------------------------------------------------------------------------------
+
+KILLS_FILE = SOURCE.parent / "tasks"
+
+
+def deploy_killed(at: str = "", after: float = 0, **variables: object) -> None:
+    """Deploy, and kill the controller with SIGKILL at the start of a task, or so many seconds later; no task: at none."""
+    KILLS_FILE.unlink(missing_ok=True)
+    done = subprocess.run(
+        [
+            *("ansible-playbook", "-i", str(SOURCE.parent / "inventory"), "playbooks/deploy.yml"),
+            *("--extra-vars", json.dumps({"app": APP, **variables})),
+        ],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "tests/site/kill_callbacks"),
+            "ANSIBLE_CALLBACKS_ENABLED": "kill_controller",
+            "KILL_TASKS": str(KILLS_FILE),
+            "KILL_AT": at,
+            "KILL_AFTER": str(after),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == (-signal.SIGKILL if at else 0), f"{at}: {done.returncode}\n{done.stdout}{done.stderr}"
+
+
+def runs(generation: str) -> bool:
+    """Say whether any unit of a generation runs."""
+    return not {"inactive", "failed", "unknown"} >= set(generations()[generation]["units"].values())
+
+
+def is_being_changed() -> bool:
+    """Say whether a host command is changing the app at this moment."""
+    return HOST.fails("flock", "--nonblock", f"/var/lib/quintet/{APP}/lock", "true")
+
+
+def test_a_second_deploy_and_an_activate_are_refused_while_one_is_under_way() -> None:
+    before, earlier = serving(), status()["previous"]
+    HOST.run("rm", "--force", f"/srv/{APP}/shared/media/go")
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(deploy, fault="wait")
+        try:
+            wait_for("the first deploy", lambda: status()["lock"] is not None)
+            lock = status()["lock"]
+            holder = f"is being changed by {lock['holder']} since {lock['since']}"
+            fails(deploy(mark="second"), holder)
+            assert holder in refused("quintet", "activate", APP, earlier)
+            assert holder in refused("quintet", "rollback", APP)
+            assert serving() == before
+        finally:
+            HOST.run("touch", f"/srv/{APP}/shared/media/go")
+        assert first.result().code == 0, first.result().output[-4000:]
+    assert status()["lock"] is None
+    assert serving() not in (before, earlier)
+
+
+def test_a_lock_from_elsewhere_is_kept_until_somebody_breaks_it() -> None:
+    elsewhere = {"host": "elsewhere/1", "boot": "2", "pid_namespace": "pid:[3]", "pid": 4, "started": 5}
+    begin = ["quintet", "begin", APP, HOST.current(APP), "--token", "T" * 24, "--by", "ann@elsewhere"]
+    begin += ["--controller", json.dumps(elsewhere)]
+    HOST.run(*begin)
+    assert "is being changed by ann@elsewhere since" in refused("quintet", "rollback", APP)
+    HOST.run("quintet", "unlock", APP)
+    assert status()["lock"] is None
+    HOST.run(*begin)
+    change_code()
+    fails(deploy(), "is being changed by ann@elsewhere since", "-e django_app_break_lock=true")
+    deploy_well(django_app_break_lock=True)
+    assert status()["lock"] is None
+
+
+def test_a_reboot_in_mid_deploy_goes_back_and_leaves_no_lock() -> None:
+    before = serving()
+    change_code()
+    deploy_killed("confirm | Let the switch stay")
+    candidate = serving()
+    assert candidate != before
+    assert status()["unconfirmed"]["before"] == before
+    assert status()["lock"]
+    subprocess.run(["docker", "restart", HOST.name], check=True, capture_output=True)
+    wait_for("the site after its reboot", lambda: answers() == talks() == before)
+    assert serving() == before
+    assert (status()["lock"], status()["unconfirmed"]) == (None, None)
+    assert not runs(candidate)
+    # What it had built is as good as before.
+    assert deploy_well() == candidate
+
+
+# ---- a controller that dies ---------------------------------------------------------------------------------------
+
+# What happens on the controller alone: a death there is one before the next remote task.
+LOCAL = {"set_fact", "assert", "debug", "fail", "include_role", "include_tasks", "validate_argument_spec"}
+LOCAL |= {"app_release", "check_apps"}
+CONFIRM_SECONDS = 5
+# Within tasks too, in seconds after their start.
+WITHIN = {"activate | Start, probe and switch to the generation": (0.7, 2.0), "confirm | Let the switch stay": (0.3,)}
+# After so many kills a run must come to its end.
+KILLS_IN_A_ROW = 5
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of a deploy, by its number from 1."""
+
+    number: int
+    action: str
+    name: str
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it does anything on the host."""
+        return self.action.rpartition(".")[2] not in LOCAL
+
+
+def remote_tasks() -> list[Task]:
+    """Return the tasks of the last recorded run that did anything on the host."""
+    lines = [line.split("\t") for line in KILLS_FILE.read_text().splitlines()]
+    skipped = {int(words[0]) for words in lines if words[1] == "skipped"}
+    tasks = [Task(int(words[0]), *words[2:]) for words in lines if words[1] == "start"]
+    return [task for task in tasks if task.is_remote and task.number not in skipped]
+
+
+def is_settled() -> bool:
+    """Say whether nothing is going on: no host command, no switch that waits, no drain."""
+    return not is_being_changed() and status()["unconfirmed"] is None
+
+
+def converges() -> None:
+    """Demand that a run comes to its end, that the next changes nothing, and that what runs is what is on disk."""
+    current = deploy_well()
+    again = deploy()
+    assert (again.code, again.changed) == (0, 0), again.changed_tasks
+    assert serving() == current
+    found = generations()
+    assert set(found[current]["units"].values()) == {"active"}
+    others = set(found) - {current}
+    wait_for("the drains", lambda: not any(runs(one) for one in others))
+    listed = HOST.run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", f"*-{APP}*@*")
+    assert {line.split()[0].partition("@")[2].partition(".")[0] for line in listed.splitlines()} == {current}
+    assert status()["lock"] is None
+
+
+def test_a_controller_killed_at_any_task_leaves_a_site_that_serves() -> None:
+    change_code()
+    deploy_killed()
+    tasks = remote_tasks()
+    moments = [(str(task.number), 0.0, task.name) for task in tasks]
+    moments += [
+        (str(task.number), after, f"{task.name}, after {after} s")
+        for task in tasks
+        for name, times in WITHIN.items()
+        if task.name.endswith(name)
+        for after in times
+    ]
+    assert len(tasks) >= 10
+    assert len(moments) == len(tasks) + 3
+    rows, undone = [], 0
+    for count, (at, after, name) in enumerate(moments, start=1):
+        before = serving()
+        change_code()
+        began = time.monotonic()
+        deploy_killed(at, after, django_app_confirm_seconds=CONFIRM_SECONDS)
+        killed = time.monotonic()
+        assert answers(), name
+        assert talks(), name
+        waits = status()["unconfirmed"] is not None
+        # The host ends by itself what it was told to begin, and takes back what nobody confirms.
+        wait_for(f"the host after the kill at {name}", is_settled, 30 + CONFIRM_SECONDS)
+        assert generations()[serving()]["state"] == "good", name
+        if waits and not after:
+            assert serving() == before, name
+            undone += 1
+        rows.append(f"{at:>3}  {killed - began:5.1f} s  {time.monotonic() - killed:5.1f} s  {name}")
+        if count % KILLS_IN_A_ROW == 0 or count == len(moments):
+            converges()
+    assert undone > 0
+    print("", "task  until killed  until settled", *rows, sep="\n")
+
+
+# ---- the way back -------------------------------------------------------------------------------------------------
+
+
+def who() -> dict[str, Any]:
+    """Return what the code and the environment say of themselves."""
+    value: dict[str, Any] = SITE.get("/who?number=1").json
+    return value
+
+
+def test_a_rollback_brings_code_environment_and_settings_back() -> None:
+    code = SOURCE / "config/load.py"
+    first = serving()
+    assert (who()["version"], who()["mark"], len(children(gunicorn()))) == ("1", "first", WORKERS)
+    original = code.read_text()
+    code.write_text(original.replace('VERSION = "1"', 'VERSION = "2"'))
+    second = deploy_well(mark="second", workers=1)
+    code.write_text(original)
+    assert (who()["version"], who()["mark"], len(children(gunicorn()))) == ("2", "second", 1)
+
+    began = time.monotonic()
+    HOST.run("quintet", "rollback", APP)
+    print(f"\nquintet rollback took {time.monotonic() - began:.1f} s")
+    assert serving() == first
+    assert (who()["version"], who()["mark"], len(children(gunicorn()))) == ("1", "first", WORKERS)
+    assert "is rolled back already" in refused("quintet", "rollback", APP)
+
+    # By the playbook, to one that is named.
+    began = time.monotonic()
+    played = rollback(generation=second.partition("-")[0])
+    print(f"rollback.yml took {time.monotonic() - began:.1f} s")
+    assert played.code == 0, played.output[-4000:]
+    assert serving() == second
+    assert (who()["version"], who()["mark"]) == ("2", "second")
+    assert status()["hold"]["generation"] == second
+    # A deploy by name ends the hold.
+    assert deploy_well() == first
+    assert status()["hold"] is None
+
+
+def rollback(**variables: object) -> Played:
+    """Roll the app back by the playbook."""
+    return play("playbooks/rollback.yml", "--extra-vars", json.dumps({"app": APP, **variables}))
+
+
+def test_a_rollback_across_migrations_needs_a_word() -> None:
+    before = serving()
+    write_migration("0001_nothing", "migrations.RunPython.noop")
+    after = deploy_well()
+    refusal = "does not know migrations that the database has: faults.0001_nothing"
+    assert refusal in refused("quintet", "rollback", APP)
+    fails(rollback(), refusal, "-e accept_migrations=true")
+    assert serving() == after
+    HOST.run("quintet", "rollback", APP, "--accept-migrations")
+    assert serving() == before
+    assert rollback(generation=after).code == 0
+    assert serving() == after

@@ -43,6 +43,10 @@ def here(tmp_path: Path) -> Machine:
     return found
 
 
+def settings(here: Machine, **values: Any) -> None:
+    here.layout.settings("shop").write_text(json.dumps(values))
+
+
 def generation(here: Machine, **more: Any) -> Generation:
     path = here.layout.generation("shop", B) / "generation.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
@@ -71,7 +75,7 @@ def test_the_dump_is_kept_and_what_the_database_has_is_recorded(here: Machine) -
     assert path.read_bytes() == b"PGDMP content"
     assert oct(path.stat().st_mode & 0o777) == "0o600"
     assert dumps(here) == [path.name]
-    assert json.loads((here.layout.state("shop") / "migrations.json").read_text()) == KNOWN
+    assert json.loads((here.layout.state("shop") / "migrations.json").read_text()) == {"chat": ["0002_topic"]}
     assert reported == ["To be applied, 1.", "Applying"]
     [(unit, options, command)] = here.system.captured
     assert unit == "quintet-migrate-shop.service"
@@ -79,10 +83,12 @@ def test_the_dump_is_kept_and_what_the_database_has_is_recorded(here: Machine) -
     assert command[2:6] == ["migrate", "--lock-seconds=10", "--dump", "--dump-max-bytes=10737418240"]
 
 
-def test_settings_of_the_generation_reach_the_process(here: Machine) -> None:
+def test_settings_reach_the_process(here: Machine) -> None:
+    settings(here, migration_lock_seconds=2.5, dump={"max_bytes": 5})
     here.system.answers = [(b"", Captured(0, (end(),), "success")), Captured(0, (end(),), "success")]
-    migrate.migrate(here.host, "shop", generation(here, migration_lock_seconds=2.5, dump={"max_bytes": 5}))
-    migrate.migrate(here.host, "shop", generation(here, dump={"enabled": False}))
+    migrate.migrate(here.host, "shop", generation(here))
+    settings(here, migration_lock_seconds=2.5, dump={"enabled": False})
+    migrate.migrate(here.host, "shop", generation(here))
     [first, second] = [command[2:] for _, _, command in here.system.captured]
     assert first[:4] == ["migrate", "--lock-seconds=2.5", "--dump", "--dump-max-bytes=5"]
     assert second == ["migrate", "--lock-seconds=2.5"]
@@ -106,7 +112,7 @@ def test_a_failure_says_what_was_applied_and_how_to_go_back(here: Machine) -> No
     assert f"quintet restore shop {path}" in caught.value.remedy
     assert caught.value.details == ("Traceback",)
     assert path.is_file()
-    assert json.loads((here.layout.state("shop") / "migrations.json").read_text()) == KNOWN
+    assert json.loads((here.layout.state("shop") / "migrations.json").read_text()) == {"chat": ["0002_topic"]}
 
 
 def test_a_dump_that_was_not_finished_is_none(here: Machine) -> None:
@@ -143,16 +149,18 @@ def test_the_newest_dumps_stay_whichever_generation_made_them(here: Machine) -> 
         put_dump(here, name)
     put_dump(here, "notes.txt")
     here.system.answers = [(b"PGDMP", Captured(0, (DUMPED, end(plan=PLAN, applied=PLAN)), "success"))]
-    migrate.migrate(here.host, "shop", generation(here, dump={"keep": 2}))
+    settings(here, dump={"keep": 2})
+    migrate.migrate(here.host, "shop", generation(here))
     assert dumps(here) == [f"{A}-20261103T000000Z.dump", f"{B}-20261123T200000Z.dump", "notes.txt"]
-    assert migrate.prune_dumps(here.host, "shop") == [], "A, which serves, keeps three"
+    settings(here, dump={"keep": 1})
+    assert migrate.prune_dumps(here.host, "shop") == [f"{A}-20261103T000000Z.dump"]
 
 
 def test_a_failure_removes_no_older_dump(here: Machine) -> None:
     put_dump(here, f"{A}-20261103T000000Z.dump")
     here.system.answers = [(b"PGDMP", Captured(1, (DUMPED, end(plan=PLAN, error=wrong("migrate"))), "exit-code"))]
     with pytest.raises(QuintetError):
-        migrate.migrate(here.host, "shop", generation(here, dump={"keep": 1}))
+        migrate.migrate(here.host, "shop", generation(here))
     assert len(dumps(here)) == 2
 
 
@@ -164,13 +172,15 @@ def test_a_generation_of_an_earlier_version(here: Machine) -> None:
 
 def test_restore_runs_with_the_current_generation_and_records_what_is_there_then(here: Machine) -> None:
     path = put_dump(here, f"{B}-20261123T190000Z.dump")
-    here.system.answers = [Captured(0, (end(known={"chat": ["0001_initial"]}),), "success")] * 2
+    applied = here.layout.state("shop") / "migrations.json"
+    applied.write_text('{"chat": ["0001_initial", "0002_topic"]}')
+    here.system.answers = [Captured(0, (end(known={"chat": ["0000_gone", "0001_initial"]}),), "success")] * 2
     migrate.restore(here.host, "shop", path)
     migrate.restore(here.host, "shop", Path(path.name))
     assert {command[0] for _, _, command in here.system.captured} == {
         f"{here.layout.generation('shop', A)}/venv/bin/python"
     }
-    assert json.loads((here.layout.state("shop") / "migrations.json").read_text()) == {"chat": ["0001_initial"]}
+    assert json.loads(applied.read_text()) == {"chat": ["0001_initial"]}
 
 
 def test_a_restore_that_fails(here: Machine) -> None:

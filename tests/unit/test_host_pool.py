@@ -141,11 +141,10 @@ def test_size_drops_the_oldest_first(here: Machine) -> None:
     assert pool.prune(here.host, "shop", max_bytes=0) == ["site/app.bbb.css", "site/plain.css"]
 
 
-def test_limits_are_the_current_generation_s(here: Machine) -> None:
-    for identifier in (A, B, C):
+def test_limits_are_the_app_s_settings(here: Machine) -> None:
+    for identifier in (A, B, C, D):
         serve(here, identifier, days=1)
-    here.add("eeeeeeee-77aa01bc", "good", static_pool={"days": 30, "max_bytes": 0})
-    serve(here, "eeeeeeee-77aa01bc", days=1)
+    here.layout.settings("shop").write_text('{"static_pool": {"days": 30, "max_bytes": 0}}')
     assert pool.prune(here.host, "shop") == ["site/app.aaa.css", "site/app.bbb.css", "site/plain.css"]
 
 

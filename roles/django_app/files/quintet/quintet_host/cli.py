@@ -194,7 +194,7 @@ def _probe(host: Host, arguments: Arguments) -> Reply:
 
 def _prune(host: Host, arguments: Arguments) -> Reply:
     done = prune(host, arguments.app, arguments.keep)
-    parts = [f"{len(items)} {name}" for name, items in vars(done).items()]
+    parts = [f"{len(items)} {name.replace('_', ' ')}" for name, items in vars(done).items()]
     return Reply(done.public(), f"{arguments.app}: removed {', '.join(parts)}.")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from quintet_host import probes
 from quintet_host.clock import Clock, iso
+from quintet_host.files import read_json_object
 from quintet_host.layout import Layout
 from quintet_host.state import Store
 from quintet_host.system import System
@@ -37,6 +38,10 @@ class Host:
     def store(self, app: str) -> Store:
         """Return an app's changing state."""
         return Store(self.layout, app)
+
+    def settings(self, app: str) -> dict[str, Any]:
+        """Return what the playbooks say about the way of an app's changes; empty before they have said anything."""
+        return read_json_object(self.layout.settings(app)) or {}
 
     def now(self) -> str:
         """Return the time as it is written into states and logs."""

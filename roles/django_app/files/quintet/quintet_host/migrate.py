@@ -12,7 +12,7 @@ from typing import IO, Any
 from quintet_host import transient
 from quintet_host.errors import QuintetError, disk_advice
 from quintet_host.files import read_json_object, sync_directory, write_json
-from quintet_host.generation import Generation, find, load
+from quintet_host.generation import Generation, load
 from quintet_host.host import Host
 
 KEEP_DUMPS = 3
@@ -36,7 +36,7 @@ class Migrated:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a generation says of its migrations; sizes are bytes, times seconds."""
+    """What is wanted of an app's migrations; sizes are bytes, times seconds."""
 
     dumps: bool
     keep: int
@@ -44,9 +44,9 @@ class Settings:
     lock_seconds: float
 
     @classmethod
-    def of(cls, generation: Generation) -> "Settings":
-        """Read them from a generation's description."""
-        value = read_json_object(generation.path / "generation.json") or {}
+    def of(cls, host: Host, app: str) -> "Settings":
+        """Read them from the app's settings."""
+        value = host.settings(app)
         dump = value.get("dump", {})
         return cls(
             dumps=bool(dump.get("enabled", True)),
@@ -100,9 +100,9 @@ class _Listener:
 def migrate(host: Host, app: str, generation: Generation) -> Migrated:
     """Apply what a generation's code has and the database does not, after a dump; raises QuintetError.
 
-    To be called with the app's lock held. What the database has then is recorded in the app's migrations.json.
+    To be called with the app's lock held. What was applied, and still is, is recorded in the app's migrations.json.
     """
-    settings = Settings.of(generation)
+    settings = Settings.of(host, app)
     arguments = ["migrate", f"--lock-seconds={settings.lock_seconds:g}"]
     if not settings.dumps:
         listener = _Listener(host)
@@ -139,7 +139,7 @@ def restore(host: Host, app: str, path: Path) -> None:
     listener = _Listener(host)
     host.report(f"putting the database of {app} back to {path.name}; requests that need it wait until that is done")
     with path.open("rb") as stream:
-        arguments = ["restore", f"--lock-seconds={Settings.of(generation).lock_seconds:g}"]
+        arguments = ["restore", f"--lock-seconds={Settings.of(host, app).lock_seconds:g}"]
         done = _run(host, generation, arguments, listener, stdin=stream)
     _record(host, app, listener)
     if not done.ok or listener.end.get("error"):
@@ -153,9 +153,8 @@ def restore(host: Host, app: str, path: Path) -> None:
 
 
 def prune_dumps(host: Host, app: str) -> list[str]:
-    """Remove all dumps but the newest that the current generation wants to be kept; returns their names."""
-    current = find(host.layout, app, host.layout.current_id(app) or "")
-    return _prune_dumps(host, app, Settings.of(current).keep if current else KEEP_DUMPS)
+    """Remove all dumps but the newest that are to be kept; returns their names."""
+    return _prune_dumps(host, app, Settings.of(host, app).keep)
 
 
 def _prune_dumps(host: Host, app: str, keep: int) -> list[str]:
@@ -236,10 +235,23 @@ def _error(listener: _Listener, otherwise: str) -> dict[str, str]:
 
 
 def _record(host: Host, app: str, listener: _Listener) -> None:
+    """Add what was applied to what was before and still is.
+
+    Not all that the database has: rows of migrations whose code is long gone would be in the way of each rollback.
+    """
     known = listener.end.get("known")
+    if known is None:
+        return
     path = host.layout.state(app) / "migrations.json"
-    if known is not None and known != read_json_object(path):
-        write_json(path, known)
+    before = read_json_object(path) or {}
+    now = listener.end.get("applied", [])
+    recorded = {
+        label: [name for name in names if name in before.get(label, ()) or f"{label}.{name}" in now]
+        for label, names in known.items()
+    }
+    recorded = {label: names for label, names in recorded.items() if names}
+    if recorded != before:
+        write_json(path, recorded)
 
 
 def _event(line: str) -> dict[str, Any] | None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from quintet_host.files import read_json_object, write_json
 from quintet_host.generation import Generation
@@ -53,10 +52,10 @@ def left(host: Host, app: str, identifier: str | None, now: datetime) -> None:
 def prune(host: Host, app: str, days: float | None = None, max_bytes: int | None = None) -> list[str]:
     """Remove what only generations brought that have not served for `days`, then more, oldest first, down to `max_bytes`.
 
-    Both are as the current generation says where they are None. The size is that of the files that neither the current
+    Both are as the app's settings say where they are None. The size is that of the files that neither the current
     nor the previous generation has; theirs stay. Returns the removed files' paths below the pool.
     """
-    wanted = _wanted(host, app)
+    wanted = host.settings(app).get("static_pool", {})
     days = float(wanted.get("days", DAYS)) if days is None else days
     max_bytes = int(wanted.get("max_bytes", MAX_BYTES)) if max_bytes is None else max_bytes
     directory, entries, needed = _directory(host, app), _read(host, app), _needed(host, app)
@@ -84,12 +83,6 @@ def prune(host: Host, app: str, days: float | None = None, max_bytes: int | None
 
 def _directory(host: Host, app: str) -> Path:
     return host.layout.app(app) / "static-pool"
-
-
-def _wanted(host: Host, app: str) -> dict[str, Any]:
-    description = read_json_object(host.layout.current(app) / "generation.json") or {}
-    found = description.get("static_pool")
-    return found if isinstance(found, dict) else {}
 
 
 def _needed(host: Host, app: str) -> set[str]:

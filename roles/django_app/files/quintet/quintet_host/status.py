@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any
 
 from quintet_host import units
-from quintet_host.files import read_json_object
 from quintet_host.generation import find
 from quintet_host.host import Host
 from quintet_host.lock import read_lease
@@ -43,7 +42,7 @@ def app_status(host: Host, app: str) -> dict[str, Any]:
         "healthy": serving is not None and all(active[unit] == "active" for unit in serving.units),
         "lock": asdict(lease) if lease else None,
         "unconfirmed": asdict(state.unconfirmed) if state.unconfirmed else None,
-        "prepared": (read_json_object(host.layout.settings(app)) or {}).get("prepared"),
+        "prepared": host.settings(app).get("prepared"),
         "venvs": sorted(path.parent.name for path in host.layout.venvs(app).glob("*/.complete")),
         "generations": generations,
     }

@@ -387,6 +387,19 @@ def test_a_failed_command_of_a_loop_is_named_with_its_words() -> None:
     assert plain.evaluate("__django_app_reason") == "quintet: refused"
 
 
+@pytest.mark.parametrize(
+    ("action", "step"),
+    [
+        ("ansible.builtin.command", "Unpack the source: "),
+        ("ansible.builtin.assert", ""),
+        ("quintet.django.check_apps", ""),
+    ],
+)
+def test_a_failed_step_is_named_unless_it_explains_itself(action: str, step: str) -> None:
+    failed = {"name": "quintet.django.django_app : generation | Unpack the source", "action": action}
+    assert role(LIVE, ansible_failed_task=failed).evaluate("__django_app_failed_step") == step
+
+
 # ---- build_app.py, in a process of its own as on a host ------------------------------------------------------------
 
 

@@ -55,14 +55,14 @@ logging.getLogger("websockets.client").setLevel(logging.CRITICAL)
 class Rates:
     """How much of each: clients at work at once, and the seconds from one turn of such a client to its next."""
 
-    kept: tuple[int, float] = (4, 0.1)
-    fresh: tuple[int, float] = (2, 0.2)
+    kept: tuple[int, float] = (2, 0.1)
+    fresh: tuple[int, float] = (1, 0.2)
     slow: tuple[int, float] = (4, 0.0)
-    post: tuple[int, float] = (2, 0.25)
+    post: tuple[int, float] = (1, 0.2)
     static: tuple[int, float] = (1, 0.1)
-    visits: tuple[int, float] = (2, 0.2)
-    chatters: tuple[int, float] = (200, 5.0)
-    rooms: int = 20
+    visits: tuple[int, float] = (1, 0.2)
+    chatters: tuple[int, float] = (200, 8.0)
+    rooms: int = 40
     slow_seconds: float = 2.0
     # Up to so many seconds a chatter waits before it comes back.
     pause_seconds: float = 2.0

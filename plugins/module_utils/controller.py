@@ -67,4 +67,4 @@ def is_gone(recorded: Any, proc: Path = Path("/proc"), etc: Path = Path("/etc"))
         return bool(recorded["host"] == own["host"] and not own["host"].endswith("/"))
     if recorded["pid_namespace"] != own["pid_namespace"]:
         return False
-    return start_time(recorded["pid"], proc) != recorded["started"]
+    return bool(start_time(recorded["pid"], proc) != recorded["started"])

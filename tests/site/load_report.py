@@ -66,7 +66,7 @@ def old_answers(ledger: Ledger, timeline: Timeline) -> OldAnswers:
 
 @dataclass(frozen=True)
 class Drained:
-    """The WebSockets of a generation after a switch: when each was closed, in seconds after the switch, by code; and how many stayed."""
+    """A generation's WebSockets after a switch: when each was closed, in seconds after it, by code; and how many stayed."""
 
     at: float
     generation: str
@@ -88,22 +88,18 @@ class Drained:
         return max(fifths.values()) / len(moments)
 
 
-def drains(ledger: Ledger, timeline: Timeline, limit: float) -> list[Drained]:
-    """Return for each switch what became of the chatters' sockets of the generation before it, within `limit` seconds.
-
-    A switch back within that time calls the drain off: such a switch is left out.
-    """
+def drains(ledger: Ledger, timeline: Timeline) -> list[Drained]:
+    """Return for each switch what became of the chatters' sockets of the generation before it, until it served again."""
     found = []
     for before, switch in zip(timeline.switches, timeline.switches[1:], strict=False):
-        if timeline.next_turn(before.generation, switch.at) < switch.at + limit:
-            continue
+        again_at = timeline.next_turn(before.generation, switch.at)
         closed: dict[int, list[float]] = defaultdict(list)
         stayed = 0
         for socket in ledger.sockets:
             if socket.kind == "chat" and socket.generation == before.generation and _is_open(socket, switch.at):
-                lag = (socket.closed_at or float("inf")) - switch.at
-                if lag <= limit:
-                    closed[socket.code or 0].append(lag)
+                closed_at = socket.closed_at or float("inf")
+                if closed_at < again_at:
+                    closed[socket.code or 0].append(closed_at - switch.at)
                 else:
                     stayed += 1
         found.append(Drained(switch.at, before.generation, dict(closed), stayed))

@@ -202,7 +202,7 @@ def run_trial() -> Trial:
     timeline = Timeline([trial.began, *(change.switch for change in trial.changes)])
     trial.stored = compare(trial.ledger, trial.load.chatters, trial.load.run, stored_rows())
     trial.old = old_answers(trial.ledger, timeline)
-    trial.drained = drains(trial.ledger, timeline, STATED_SECONDS + DRAIN_SECONDS + 4 + SLACK_SECONDS)
+    trial.drained = drains(trial.ledger, timeline)
     return trial
 
 
@@ -290,15 +290,16 @@ def test_no_handshake_is_refused(trial: Trial) -> None:
 def test_every_old_socket_is_closed_with_1012_within_the_drain_and_spread_over_it(trial: Trial) -> None:
     codes = {outcome for kind, outcome in trial.ledger.ended if kind == SOCKET}
     assert codes == GOOD_CODES, trial.ledger.problems
-    # All but the drain that was called off, which has none of its own.
-    assert len(trial.drained) == SWITCHES - 1
-    for drained in trial.drained:
-        assert set(drained.closed) <= {1012, 1000}
-        assert drained.stayed == 0, drained
-        moments = drained.closed.get(1012, [])
-        if len(moments) < RATES.chatters[0] / 2:
-            continue  # most of them were still on their way from the switch before
+    # Only the rollback came before the end of a drain, and called it off.
+    called_off = next(at for at, change in enumerate(trial.changes) if "rollback" in change.what) - 1
+    assert [at for at, drained in enumerate(trial.drained) if drained.stayed] in ([], [called_off])
+    whole = [drained for drained in trial.drained if len(drained.closed.get(1012, [])) > RATES.chatters[0] / 2]
+    # Of three switches in a row, the first finds most sockets; the others find what has come back since.
+    assert len(whole) > SWITCHES / 4
+    for drained in whole:
         first, last = drained.window
+        # While kept connections may still bring requests, the drain has not begun.
+        assert first > STATED_SECONDS, drained
         assert DRAIN_SECONDS * 0.8 < last - first < DRAIN_SECONDS + SLACK_SECONDS, drained
         # Evenly would be 20 %.
         assert drained.largest_fifth < 0.4, drained

@@ -407,12 +407,12 @@ def test_how_sockets_ended_after_a_switch() -> None:
         Socket("chat", 111, "b", 115, 1000),
     ]
     ledger.sockets += [Socket("visit", 10, "b", 115, 1012)]
-    found = drains(ledger, TIMELINE, 20)
+    first, second, third = drains(ledger, TIMELINE)
     # The drain of a is called off by the switch back.
-    assert [drained.generation for drained in found] == ["b", "a"]
-    drained = found[0]
-    assert drained.closed == {1012: [2, 3, 4, 5, 6], 1006: [5]}
-    assert (drained.stayed, drained.window, drained.largest_fifth) == (1, (2, 6), 0.2)
+    assert (first.generation, first.closed, first.stayed) == ("a", {}, 1)
+    assert (second.generation, second.closed) == ("b", {1012: [2, 3, 4, 5, 6], 1006: [5], 1000: [80]})
+    assert (second.stayed, second.window, second.largest_fifth) == (0, (2, 6), 0.2)
+    assert (third.generation, third.closed) == ("a", {})
 
 
 def test_what_the_database_has() -> None:

@@ -57,7 +57,7 @@ class Rates:
 
     kept: tuple[int, float] = (2, 0.1)
     fresh: tuple[int, float] = (1, 0.2)
-    slow: tuple[int, float] = (4, 0.0)
+    slow: tuple[int, float] = (4, 2.0)
     post: tuple[int, float] = (1, 0.2)
     static: tuple[int, float] = (1, 0.1)
     visits: tuple[int, float] = (1, 0.2)

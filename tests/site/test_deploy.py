@@ -360,7 +360,9 @@ class Common:
         files = Path(__file__).resolve().parents[2] / "molecule/deploy/files/common"
         generation = f"/srv/{APP}/generations/{HOST.current(APP)}"
         manifest = json.loads(HOST.run("cat", f"{generation}/generation.json"))
-        properties = [f"User={manifest['user']}", f"Group={manifest['group']}", *manifest["properties"]]
+        # Its settings and secrets; the sandbox is no part of the common way.
+        properties = [one for one in manifest["properties"] if one.startswith(("Environment", "LoadCredential"))]
+        properties += [f"User={manifest['user']}", f"Group={manifest['group']}"]
         HOST.run("sh", "-c", f"mkdir -p /srv/common && ln -sfn {generation}/src {generation}/venv /srv/common/")
         for unit in self.units:
             directory = f"/run/systemd/system/{unit}.d"
@@ -377,7 +379,7 @@ class Common:
         HOST.run("sh", "-c", f"mkdir -p {Path(path).parent} && cat > {path}", stdin=content)
 
 
-CHANGES = 4
+CHANGES = 3
 WAYS = {
     "reload of Gunicorn, restart of Daphne": [["reload", "common-gunicorn"], ["restart", "common-daphne"]],
     "restart of both": [["restart", "common-gunicorn", "common-daphne"]],

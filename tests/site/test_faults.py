@@ -291,8 +291,9 @@ def fails(played: Played, *words: str) -> None:
 
 def refused(*command: str) -> str:
     """Run a host command that must fail; returns what it says, in one line."""
-    assert HOST.fails(*command)
-    return " ".join(HOST.run(*command, check=False).split())
+    told = HOST.run("sh", "-c", '"$@" 2>&1; echo "code $?"', "sh", *command)
+    assert re.search(r"^code 1$", told, re.MULTILINE), told
+    return " ".join(told.split())
 
 
 FAULTS = {
@@ -343,7 +344,7 @@ class TestFailingCandidates:
         (candidate,) = set(generations()) - known
         assert generations()[candidate]["state"] == "failed"
         assert "failed on" in refused("quintet", "rollback", APP, candidate)
-        assert not {"active", "activating"} & set(generations()[candidate]["units"].values())
+        wait_for("the end of the candidate", lambda: not runs(candidate))
         assert status()["lock"] is None
         assert toll(load) == lost, load.ledger.problems[-5:]
 
@@ -374,7 +375,7 @@ class TestFailingCandidates:
         with full(path, free):
             played = deploy(mark=uuid.uuid4().hex)
             assert serving() == before
-        fails(played, "No space left on device", "to free space")
+        fails(played, "No space left on device", f"quintet prune {APP}")
         assert status()["lock"] is None
         assert toll(load) == lost, load.ledger.problems[-5:]
 
@@ -385,7 +386,7 @@ class TestFailingCandidates:
             told = refused("quintet", "activate", APP, earlier)
             assert serving() == before
         assert "No space left on device" in told
-        assert "to free space" in told
+        assert f"quintet prune {APP}" in told
         wait_for(f"the end of {earlier}", lambda: not runs(earlier))
         # What once served is not spoilt by a disk that was full.
         assert generations()[earlier]["state"] == "good"
@@ -395,7 +396,6 @@ class TestFailingCandidates:
         before, lost = serving(), toll(load)
         change_code()
         assert deploy_well() != before
-        assert deploy().changed == 0
         assert toll(load) == lost, load.ledger.problems[-5:]
 
 
@@ -503,12 +503,13 @@ def test_a_lock_from_elsewhere_is_kept_until_somebody_breaks_it() -> None:
     begin = ["quintet", "begin", APP, HOST.current(APP), "--token", "T" * 24, "--by", "ann@elsewhere"]
     begin += ["--controller", json.dumps(elsewhere)]
     HOST.run(*begin)
-    assert "is being changed by ann@elsewhere since" in refused("quintet", "rollback", APP)
+    told = refused("quintet", "rollback", APP)
+    assert "is being changed by ann@elsewhere since" in told
+    assert f"quintet unlock {APP}, or run the playbook with -e django_app_break_lock=true" in told
     HOST.run("quintet", "unlock", APP)
     assert status()["lock"] is None
     HOST.run(*begin)
     change_code()
-    fails(deploy(), "is being changed by ann@elsewhere since", "-e django_app_break_lock=true")
     deploy_well(django_app_break_lock=True)
     assert status()["lock"] is None
 
@@ -539,7 +540,7 @@ CONFIRM_SECONDS = 5
 # Within tasks too, in seconds after their start.
 WITHIN = {"activate | Start, probe and switch to the generation": (0.7, 2.0), "confirm | Let the switch stay": (0.3,)}
 # After so many kills a run must come to its end.
-KILLS_IN_A_ROW = 5
+KILLS_IN_A_ROW = 8
 
 
 @dataclass(frozen=True)

@@ -477,6 +477,12 @@ def test_migrations_run_after_their_hooks(here: Machine, moments: list[Any], mon
     assert here.log() == [("migrate", "ok")]
 
 
+def test_a_plan_runs_no_hooks(here: Machine, moments: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "plan", lambda *_: ("chat.0002_topic",))
+    assert deploy.plan_migrations(here.host, "shop", B) == ("chat.0002_topic",)
+    assert (moments, here.log(), here.state(B)) == ([], [], ("built", ""))
+
+
 def test_a_failing_migration_fails_the_candidate(
     here: Machine, moments: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

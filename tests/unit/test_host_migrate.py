@@ -4,7 +4,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -23,11 +22,9 @@ DUMPED = '{"quintet": "dumped"}'
 PLAN = ["chat.0002_topic", "chat.0003_size"]
 
 
-def end(
-    *, applied: Sequence[str] = (), plan: Sequence[str] = (), known: Any = KNOWN, error: dict[str, str] | None = None
-) -> str:
-    value = {"quintet": "end", "plan": list(plan), "applied": list(applied), "known": known, "error": error}
-    return json.dumps(value)
+def end(**found: Any) -> str:
+    nothing = {"plan": [], "irreversible": [], "applied": [], "known": KNOWN, "error": None}
+    return json.dumps({"quintet": "end", **nothing, **found})
 
 
 def wrong(step: str) -> dict[str, str]:
@@ -92,6 +89,16 @@ def test_settings_reach_the_process(here: Machine) -> None:
     [first, second] = [command[2:] for _, _, command in here.system.captured]
     assert first[:4] == ["migrate", "--lock-seconds=2.5", "--dump", "--dump-max-bytes=5"]
     assert second == ["migrate", "--lock-seconds=2.5"]
+
+
+def test_the_plan_alone(here: Machine) -> None:
+    here.system.answers = [Captured(0, (end(plan=PLAN, irreversible=PLAN[1:]),), "success")]
+    assert migrate.plan(here.host, "shop", generation(here)) == (PLAN[0], f"{PLAN[1]} (can't be reversed)")
+    assert here.system.captured[0][2][2] == "plan"
+    here.system.answers = [Captured(1, (end(error=wrong("database")),), "exit-code")]
+    with pytest.raises(QuintetError, match="It broke") as caught:
+        migrate.plan(here.host, "shop", generation(here))
+    assert "Nothing was migrated" in caught.value.where
 
 
 def test_nothing_to_migrate_leaves_no_dump(here: Machine) -> None:
@@ -245,6 +252,7 @@ def test_the_plan_is_shown_then_applied_once(project: Path) -> None:
     add_migration(project, "0002_size", "migrations.RunSQL('CREATE TABLE two (id int)')")
     talk = "lambda apps, editor: (print('no dump'), __import__('os').system('echo no dump'))"
     add_migration(project, "0003_talk", f"migrations.RunPython({talk})")
+    _, planned = run(project, "plan")
     done, last = run(project, "migrate")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "", "nothing but a dump goes there"
@@ -255,7 +263,8 @@ def test_the_plan_is_shown_then_applied_once(project: Path) -> None:
         "  chat.0003_talk (can't be reversed)",
     ]
     names = ["0001_initial", "0002_size", "0003_talk"]
-    assert last["applied"] == last["plan"] == [f"chat.{name}" for name in names]
+    assert last["applied"] == last["plan"] == planned["plan"] == [f"chat.{name}" for name in names]
+    assert (planned["applied"], planned["irreversible"]) == ([], ["chat.0002_size", "chat.0003_talk"])
     assert last["known"] == {"chat": names}
     again, last = run(project, "migrate", "--dump")
     assert again.returncode == 0, "nothing to migrate needs no dump"

@@ -1,9 +1,9 @@
 """Migrates an app's database, or puts it back: one process from the lock to the last migration.
 
-Runs as the app's user, with the app's own Python and environment, in the source's directory. `migrate` writes the dump
-to standard output; `restore` reads one from standard input. What people read is on standard error, and with it lines
-of JSON that have a member `quintet`: {"quintet": "dumped"} once the dump is whole, and as the last line
-{"quintet": "end", "plan": [...], "applied": [...], "known": {"<app label>": ["<name>", ...]} | null, "error": {...} | null}.
+Runs as the app's user, with the app's own Python and environment, in the source's directory. `plan` changes nothing; `migrate`
+writes the dump to standard output; `restore` reads one from standard input. What people read is on standard error, and with it
+lines of JSON that have a member `quintet`: {"quintet": "dumped"} once the dump is whole, and as the last line {"quintet": "end",
+"plan": [...], "irreversible": [...], "applied": [...], "known": {"<app label>": ["<name>", ...]} | null, "error": {...} | null}.
 Exits with 1 when there is an error: what, where, remedy, and the step in which it came up.
 """
 
@@ -91,6 +91,7 @@ class Outcome:
     """What is told at the end."""
 
     plan: list[str] = field(default_factory=list)
+    irreversible: list[str] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
     known: dict[str, list[str]] | None = None
     error: dict[str, str] | None = None
@@ -190,12 +191,18 @@ def name_of(migration: Any) -> str:
     return f"{migration.app_label}.{migration.name}"
 
 
-def show(plan: list[Any], connection: Any) -> None:
-    """Write the plan."""
+def show(plan: list[Any], connection: Any, outcome: Outcome) -> None:
+    """Note the plan and write it."""
+    outcome.plan = [name_of(migration) for migration in plan]
+    outcome.irreversible = [
+        name_of(migration) for migration in plan if not all(operation.reversible for operation in migration.operations)
+    ]
+    if not plan:
+        say("No migrations to apply.")
+        return
     say(f"To be applied, {len(plan)}. {place(connection)}")
-    for migration in plan:
-        is_reversible = all(operation.reversible for operation in migration.operations)
-        say(f"  {name_of(migration)}" + ("" if is_reversible else " (can't be reversed)"))
+    for name in outcome.plan:
+        say(f"  {name}" + (" (can't be reversed)" if name in outcome.irreversible else ""))
 
 
 def applied(connection: Any) -> dict[str, list[str]]:
@@ -284,9 +291,8 @@ def migrate(connection: Any, output: int, arguments: argparse.Namespace, outcome
 
     with locked(connection, arguments.lock_seconds):
         plan = planned(connection)
-        outcome.plan = [name_of(migration) for migration in plan]
+        show(plan, connection, outcome)
         if plan:
-            show(plan, connection)
             if arguments.dump:
                 dump(connection, output, arguments)
             try:
@@ -295,8 +301,6 @@ def migrate(connection: Any, output: int, arguments: argparse.Namespace, outcome
                 note(connection, outcome)
                 raise failure(connection, error, arguments, outcome) from error
         note(connection, outcome)
-    if not plan:
-        say("No migrations to apply.")
 
 
 def note(connection: Any, outcome: Outcome) -> None:
@@ -433,7 +437,7 @@ def prove(connection: Any) -> None:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", choices=["migrate", "restore"])
+    parser.add_argument("mode", choices=["plan", "migrate", "restore"])
     parser.add_argument("--dump", action="store_true")
     parser.add_argument("--dump-max-bytes", type=int, default=sys.maxsize)
     parser.add_argument("--dump-free-bytes", type=int, default=sys.maxsize)
@@ -448,14 +452,16 @@ def main() -> None:
     try:
         connection = set_up()
         limit_waits(arguments.lock_seconds)
-        if arguments.mode == "migrate" and connection.settings_dict["ENGINE"] == "django.db.backends.dummy":
+        if arguments.mode != "restore" and connection.settings_dict["ENGINE"] == "django.db.backends.dummy":
             say("The app's settings name no database.")
-        elif arguments.mode == "migrate":
-            prove(connection)
-            migrate(connection, output, arguments, outcome)
         else:
             prove(connection)
-            restore(connection, arguments, outcome)
+            if arguments.mode == "plan":
+                show(planned(connection), connection, outcome)
+            elif arguments.mode == "migrate":
+                migrate(connection, output, arguments, outcome)
+            else:
+                restore(connection, arguments, outcome)
     except Problem as problem:
         outcome.error = problem.public
     except Exception as error:

@@ -105,6 +105,9 @@ def _begin(host: Host, arguments: Arguments) -> Reply:
 
 
 def _migrate(host: Host, arguments: Arguments) -> Reply:
+    if arguments.plan:
+        plan = deploy.plan_migrations(host, arguments.app, arguments.generation)
+        return Reply({"changed": False, "plan": list(plan)}, "\n".join(plan) or "No migrations to apply.")
     done = deploy.migrate_database(host, arguments.app, arguments.generation)
     value = {"changed": done.changed, "applied": list(done.applied), "dump": str(done.dump) if done.dump else None}
     return Reply({**value, "message": done.message}, done.message)
@@ -299,7 +302,9 @@ def _parser() -> argparse.ArgumentParser:
     one = add("seal", _seal, "make a built generation root's (for the playbooks)")
     _add_app(one, "ID")
     one.add_argument("--manifest", choices=["-"], help="read its generation.json from standard input")
-    _add_app(add("migrate", _migrate, "migrate the database with a generation's code (for the playbooks)"), "ID")
+    one = add("migrate", _migrate, "migrate the database with a generation's code (for the playbooks)")
+    _add_app(one, "ID")
+    one.add_argument("--plan", action="store_true", help="only say what would be applied")
     one = add("mark", _mark, "record that a generation failed (for the playbooks)")
     _add_app(one, "ID")
     one.add_argument("state", metavar="failed", choices=["failed"])

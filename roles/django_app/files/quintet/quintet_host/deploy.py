@@ -1,11 +1,13 @@
 """The steps of a deploy that are not the switch: its beginning, the migrations, its failure, its end."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from quintet_host import hooks, migrate, units
 from quintet_host.errors import QuintetError
-from quintet_host.generation import find, load
+from quintet_host.generation import Generation, find, load
 from quintet_host.host import Host
 from quintet_host.lock import end_lease, locked, take_lease
 from quintet_host.switch import on_failure
@@ -46,29 +48,39 @@ def mark(host: Host, app: str, identifier: str, state: str, reason: str) -> bool
     return changed
 
 
+def plan_migrations(host: Host, app: str, identifier: str) -> tuple[str, ...]:
+    """Return what `migrate_database` would apply; raises QuintetError, with the generation failed."""
+    with _migrating(host, app, identifier, "plan the migrations of") as generation:
+        return migrate.plan(host, app, generation)
+
+
 def migrate_database(host: Host, app: str, identifier: str) -> migrate.Migrated:
     """Run the before_migrate hooks and the migrations of a generation; raises QuintetError, with the generation failed."""
-    with locked(host, app, f"migrate {app} {identifier}"):
-        generation = load(host.layout, app, identifier)
-        began = host.clock.monotonic()
-
-        def log(result: str, **more: Any) -> None:
+    began = host.clock.monotonic()
+    with _migrating(host, app, identifier, "migrate") as generation:
+        hooks.run(host, generation, "before_migrate")
+        done = migrate.migrate(host, app, generation)
+        if done.changed:
             seconds = round(host.clock.monotonic() - began, 1)
-            host.log(app, "migrate", result, generation=identifier, seconds=seconds, **more)
+            about = {"applied": list(done.applied), "dump": str(done.dump or "")}
+            host.log(app, "migrate", "ok", generation=identifier, seconds=seconds, **about)
+    return done
 
+
+@contextmanager
+def _migrating(host: Host, app: str, identifier: str, command: str) -> Iterator[Generation]:
+    """Hold the lock for a step of the migration; what fails in it fails the generation."""
+    with locked(host, app, f"{command} {app} {identifier}"):
+        generation = load(host.layout, app, identifier)
         try:
-            hooks.run(host, generation, "before_migrate")
-            done = migrate.migrate(host, app, generation)
+            yield generation
         except QuintetError as error:
             # One that served before is not spoilt by a database that is away.
             if host.store(app).generation(identifier).state != "good":
                 host.store(app).mark(identifier, "failed", error.what, host.clock.now())
-            log("failed", reason=error.what)
+            host.log(app, "migrate", "failed", generation=identifier, reason=error.what)
             on_failure(host, app, "migrate", error.what, identifier)
             raise
-        if done.changed:
-            log("ok", applied=list(done.applied), dump=str(done.dump or ""))
-    return done
 
 
 def unlock(host: Host, app: str) -> str | None:

@@ -97,6 +97,21 @@ class _Listener:
             self.end = event
 
 
+def plan(host: Host, app: str, generation: Generation) -> tuple[str, ...]:
+    """Return the migrations that a generation's code has and the database does not, in their order; raises QuintetError.
+
+    Those that can't be reversed are marked so.
+    """
+    listener = _Listener(host)
+    done = _run(host, generation, ["plan", f"--lock-seconds={Settings.of(host, app).lock_seconds:g}"], listener)
+    if not done.ok or not listener.end or listener.end.get("error"):
+        _judged(host, generation, done, listener)
+    irreversible = listener.end.get("irreversible", [])
+    return tuple(
+        f"{name} (can't be reversed)" if name in irreversible else name for name in listener.end.get("plan", [])
+    )
+
+
 def migrate(host: Host, app: str, generation: Generation) -> Migrated:
     """Apply what a generation's code has and the database does not, after a dump; raises QuintetError.
 

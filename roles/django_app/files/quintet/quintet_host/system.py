@@ -66,11 +66,14 @@ class System:
         """Create what a tmpfiles.d file describes."""
         return self._run(["systemd-tmpfiles", "--create", str(configuration)])
 
-    def journal(self, units: Sequence[str], since: datetime, lines: int = 20) -> list[str]:
-        """Return the last lines that units logged since a moment."""
-        command = ["journalctl", "--quiet", "--no-pager", "--output=short-iso", f"--lines={lines}"]
+    def journal(self, units: Sequence[str], since: datetime, lines: int = 60) -> list[str]:
+        """Return the last lines that units logged since a moment; Gunicorn needs 40 to say why a worker did not boot."""
+        # A busy host's journal is behind with just the lines that tell why.
+        self._run(["journalctl", "--sync"])
+        # Without --lines: beside --since, systemd 252 takes it for the first lines.
+        command = ["journalctl", "--quiet", "--no-pager", "--output=short-iso"]
         command += [f"--since=@{int(since.timestamp())}", *(f"--unit={unit}" for unit in units)]
-        return self._output(command).splitlines()
+        return self._output(command).splitlines()[-lines:]
 
     def run_detached(self, unit: str, description: str, command: Sequence[str]) -> Answer:
         """Run a command as a transient service of its own, which outlives this process."""

@@ -680,3 +680,47 @@ def test_a_rollback_across_migrations_needs_a_word() -> None:
     assert serving() == before
     assert rollback(generation=after).code == 0
     assert serving() == after
+
+
+# ---- workers and timers -------------------------------------------------------------------------------------------
+
+TICKS = f"/srv/{APP}/shared/media/ticks"
+TICK = {"name": "tick", "command": 'sh -c "echo $QUINTET_GENERATION >> $MEDIA_ROOT/ticks"', "calendar": "*:*:*"}
+
+
+def moments(generation: str) -> dict[str, float]:
+    """Return when systemd last said of a generation's worker that it was started and that it was stopped, in seconds."""
+    command = ["journalctl", "--quiet", "--output=json", f"UNIT=worker-{APP}-idle-1@{generation}.service"]
+    entries = [json.loads(line) for line in HOST.run(*command).splitlines()]
+    jobs = {"start": "started", "stop": "stopped"}
+    return {
+        jobs[entry["JOB_TYPE"]]: int(entry["__MONOTONIC_TIMESTAMP"]) / 1e6
+        for entry in entries
+        if entry.get("JOB_TYPE") in jobs and entry.get("JOB_RESULT") == "done"
+    }
+
+
+def ticks() -> list[str]:
+    """Return the generations whose timer has run its job, in the order of the runs."""
+    return HOST.run("sh", "-c", f"cat {TICKS} 2> /dev/null || true").split()
+
+
+def test_workers_and_timers_run_in_the_current_generation_alone() -> None:
+    change_code()
+    first = deploy_well(timers=[TICK])
+    wait_for("the timer of the first generation", lambda: first in ticks())
+    change_code()
+    second = deploy_well(timers=[TICK])
+    wait_for("the timer of the second generation", lambda: second in ticks())
+    assert moments(first)["stopped"] <= moments(second)["started"], "never two at the same time"
+    (worker,) = HOST.processes(f"worker-{APP}-*")
+    assert f"QUINTET_GENERATION={second}" in HOST.run("sh", "-c", f"tr '\\0' '\\n' < /proc/{worker}/environ").split()
+    order = [one for one in ticks() if one in (first, second)]
+    assert first not in order[order.index(second) :], "no timer of a generation that does not serve"
+    # They go back with it.
+    HOST.run("quintet", "rollback", APP)
+    assert serving() == first
+    assert moments(second)["stopped"] <= moments(first)["started"]
+    ran = len(ticks())
+    wait_for("the timer of the first generation again", lambda: len(ticks()) > ran + 1)
+    assert set(ticks()[ran + 1 :]) == {first}

@@ -23,7 +23,7 @@ PLAN = ["chat.0002_topic", "chat.0003_size"]
 
 
 def end(**found: Any) -> str:
-    nothing = {"plan": [], "irreversible": [], "applied": [], "known": KNOWN, "error": None}
+    nothing: dict[str, Any] = {"plan": [], "irreversible": [], "applied": [], "known": KNOWN, "error": None}
     return json.dumps({"quintet": "end", **nothing, **found})
 
 

@@ -57,6 +57,10 @@ RESERVED_VARIABLES = {
 }
 
 
+# The longest time that a worker may take to stop; below the host command's own limit for a call of systemd's.
+STOP_SECONDS = 3000
+
+
 @functools.cache
 def load_schema(roles: Path = ROLES) -> Schema:
     """Return the options of an app's dictionary by name.
@@ -93,8 +97,12 @@ def with_defaults(value: dict[str, Any], schema: Schema) -> dict[str, Any]:
 
 
 def normalize(app: App, schema: Schema) -> App:
-    """Return the app with all defaults, those that follow from its name and domains included."""
-    filled = with_defaults(app, schema)
+    """Return the app with all defaults, those that follow from its name and domains included.
+
+    Values are of their options' types: a number may have come as text, out of a template or from the command line.
+    """
+    validated = ArgumentSpecValidator(schema).validate(app)
+    filled = with_defaults(app if validated.error_messages else validated.validated_parameters, schema)
     filled["user"] = filled["user"] or filled["name"]
     if filled["channel_layer"] is None:
         filled["channel_layer"] = filled["asgi"] != ""
@@ -262,7 +270,7 @@ def command_problems(app: App, where: str) -> list[str]:
 
 
 def limit_problems(app: App, where: str) -> list[str]:
-    """Say which numbers must be above 0 and are not."""
+    """Say which numbers must be above 0 and are not, and which times the host command does not wait for."""
     limits = {
         f"hooks.{moment}[{number}].timeout_seconds": hook["timeout_seconds"]
         for moment, hooks in app["hooks"].items()
@@ -277,7 +285,12 @@ def limit_problems(app: App, where: str) -> list[str]:
         "static_pool.days": app["static_pool"]["days"],
         "static_pool.max_mb": app["static_pool"]["max_mb"],
     }
-    return [f"{where}.{name}: {value} is not above 0. Give 1 or more." for name, value in limits.items() if value < 1]
+    found = [f"{where}.{name}: {value} is not above 0. Give 1 or more." for name, value in limits.items() if value < 1]
+    return found + [
+        f"{where}.{name}: {value} is longer than a switch waits. Give {STOP_SECONDS} or less."
+        for name, value in limits.items()
+        if name.endswith("stop_seconds") and value > STOP_SECONDS
+    ]
 
 
 def shared_problems(apps: list[App], where: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -438,6 +439,36 @@ def test_a_failing_migration_leaves_its_dump_and_the_way_back() -> None:
     assert serving() == before
 
 
+@contextmanager
+def transaction(statement: str) -> Iterator[None]:
+    """Keep a transaction of the app's database open in which a statement was executed."""
+    command = ["docker", "exec", "--interactive", HOST.name, "runuser", "-u", APP, "--", "psql", "--quiet", APP]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as session:
+        assert session.stdin
+        assert session.stdout
+        session.stdin.write(f"BEGIN; {statement};\n\\echo begun\n")
+        session.stdin.flush()
+        assert any(line == "begun\n" for line in session.stdout), "psql has ended"
+        yield
+        session.stdin.close()
+
+
+def test_a_migration_gives_up_rather_than_keep_others_waiting() -> None:
+    before = serving()
+    halves = [
+        int.from_bytes(hashlib.sha256(word).digest()[:4], "big", signed=True) for word in (b"quintet", b"migrate")
+    ]
+    with transaction("SELECT pg_advisory_lock({}, {})".format(*halves)):
+        told = refused("quintet", "migrate", APP, before)
+    assert "Another session migrates the database and did not end within 2 s" in told
+    path = write_migration("0001_waiting", "lambda apps, editor: editor.execute('LOCK TABLE chat_room')")
+    with transaction("SELECT * FROM chat_room LIMIT 0"):
+        played = deploy()
+        assert serving() == before
+    path.unlink()
+    fails(played, "faults.0001_waiting got a lock on a table not within 2 s and gave up", "open for")
+
+
 # ---- one at a time ------------------------------------------------------------------------------------------------
 
 KILLS_FILE = SOURCE.parent / "tasks"
@@ -724,3 +755,27 @@ def test_workers_and_timers_run_in_the_current_generation_alone() -> None:
     ran = len(ticks())
     wait_for("the timer of the first generation again", lambda: len(ticks()) > ran + 1)
     assert set(ticks()[ran + 1 :]) == {first}
+
+
+# ---- hooks --------------------------------------------------------------------------------------------------------
+
+
+def test_hooks_run_at_their_moments() -> None:
+    told = {"on_failure": " $QUINTET_STEP $QUINTET_FAILED_GENERATION", "before_migrate": "", "after_switch": ""}
+    hooks = {
+        moment: [{"command": f'echo "{moment} $QUINTET_GENERATION{more}" >> "$MEDIA_ROOT/hooks"'}]
+        for moment, more in told.items()
+    }
+    hooks |= {moment: [{"command": f"echo {moment} $(id -un) >> hooks"}] for moment in ("build", "after_build")}
+    write_migration("0002_for_hooks", "migrations.RunPython.noop")
+    first = deploy_well(more_hooks=hooks)
+    known = set(generations())
+    fails(deploy(more_hooks=hooks, fault="boot"), *FAULTS["boot"])
+    (failed,) = set(generations()) - known
+    assert HOST.run("cat", f"/srv/{APP}/shared/media/hooks").splitlines() == [
+        f"before_migrate {first}",
+        f"after_switch {first}",
+        f"on_failure {first} start {failed}",
+    ]
+    built = HOST.run("cat", f"/srv/{APP}/generations/{first}/src/hooks")
+    assert built.splitlines() == [f"build {APP}-build", f"after_build {APP}-build"]

@@ -111,6 +111,15 @@ def test_the_host_command_works_by_sudo() -> None:
     assert HOST.current(APP) in shown.stdout
 
 
+def test_the_log_says_who_changed_what_from_where() -> None:
+    [activated] = [entry for entry in HOST.quintet("log", APP)["log"] if entry["action"] == "activate"][:1]
+    controller = HOST.run("ip", "-4", "route", "show", "default").split()[2]
+    assert (activated["result"], activated["from"], activated["before"]) == ("ok", controller, None)
+    assert activated["by"].endswith(f"@{os.uname().nodename}")
+    assert activated["generation"] == HOST.current(APP)
+    assert activated["seconds"] > 0
+
+
 def test_no_module_is_left_on_the_host() -> None:
     # Without pipelining each module comes as a file, with its arguments.
     left = HOST.run(

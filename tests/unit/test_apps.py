@@ -71,6 +71,8 @@ def test_a_good_app_has_no_problems() -> None:
         ({"workers": [{**MAIL, "stop_signal": "TERM"}]}, "workers[0].stop_signal: 'TERM' is no signal."),
         ({"workers": [{**MAIL, "processes": 0}]}, "workers[0].processes: 0 is not above 0."),
         ({"workers": [{**MAIL, "stop_seconds": 0}]}, "workers[0].stop_seconds: 0 is not above 0."),
+        ({"workers": [{**MAIL, "stop_seconds": "0"}]}, "workers[0].stop_seconds: 0 is not above 0."),
+        ({"workers": [{**MAIL, "stop_seconds": 4000}]}, "workers[0].stop_seconds: 4000 is longer than a switch waits."),
         ({"timers": [{**NIGHTLY, "calendar": ""}]}, "django_apps[0].timers[0].calendar: says no time."),
         ({"timers": [{**NIGHTLY, "timeout_seconds": 0}]}, "timers[0].timeout_seconds: 0 is not above 0."),
         ({"hooks": {"build": [{"command": " "}]}}, "django_apps[0].hooks.build[0].command: is empty."),

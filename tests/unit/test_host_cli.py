@@ -40,6 +40,7 @@ def test_status_as_json(here: Machine, capsys: pytest.CaptureFixture[str]) -> No
         "lock": None,
         "unconfirmed": None,
         "prepared": None,
+        "left": [],
         "venvs": [],
     }
     assert [one["generation"] for one in generations] == [B, A], "newest first"

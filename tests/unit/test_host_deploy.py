@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host_support import A, B, C, D, Machine, serving
+from host_support import A, B, C, D, Machine, machine, serving
 from quintet_host import deploy, drain, hooks, lock, migrate, pool, switch
 from quintet_host.errors import QuintetError
 from quintet_host.files import replace_link
@@ -96,6 +96,12 @@ def test_a_lock_that_nobody_was_heard_of_for_an_hour_is_none(here: Machine) -> N
         switch.activate(holding(here, "one"), "shop", B)
 
 
+def test_a_step_that_took_long_loses_no_lock_that_nobody_has_taken(here: Machine) -> None:
+    begin(here)
+    here.clock.sleep(7200)
+    assert switch.activate(holding(here, "one"), "shop", B).changed
+
+
 def test_taking_over_is_said_and_logged(here: Machine) -> None:
     begin(here)
     assert f"over from me@desk since 2026-11-23T20:00:00Z (deploy shop {C}" in begin(here, "two", take_over=True)
@@ -160,7 +166,7 @@ def test_an_unconfirmed_switch_is_guarded_before_it_is_made(here: Machine, monke
     begin(here)
     switch.activate(holding(here, "one"), "shop", B, confirm_within=120)
     [(later, unconfirmed)] = seen
-    seconds, command = later["quintet-undo-shop"]
+    seconds, command = later["quintet-undo-shop-1"]
     assert seconds == 120
     assert command[:4] == ("/usr/local/sbin/quintet", "undo", "shop", B)
     assert unconfirmed is not None
@@ -177,7 +183,7 @@ def test_until_it_is_confirmed_the_old_one_stays_up(here: Machine) -> None:
     assert here.state(B)[0] == "good"
     assert [command[1:4] for command in here.system.detached] == [("drain", "shop", A)]
     assert app_state(here) == AppState(previous=A)
-    assert "quintet-undo-shop.timer" not in here.system.active
+    assert not any("quintet-undo" in unit for unit in here.system.active)
     assert here.log() == [("activate", "ok"), ("confirm", "ok")]
     assert not switch.confirm(holding(here, "one"), "shop", B).changed
 
@@ -239,9 +245,84 @@ def test_an_undo_that_can_t_go_back_leaves_what_serves(here: Machine) -> None:
 
 def test_a_switch_without_a_controller_is_confirmed_at_once_but_was_guarded(here: Machine) -> None:
     switch.activate(here.host, "shop", B)
-    assert here.system.later["quintet-undo-shop"][0] == switch.OWN_CONFIRM_SECONDS
+    assert here.system.later["quintet-undo-shop-1"][0] == switch.OWN_CONFIRM_SECONDS
     assert app_state(here) == AppState(previous=A)
-    assert "quintet-undo-shop.timer" not in here.system.active
+    assert not any("quintet-undo" in unit for unit in here.system.active)
+
+
+def test_the_controller_s_time_begins_when_the_host_has_done_its_part(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(_host: Host, _generation: Generation, moment: str, _environment: Any = None) -> None:
+        if moment == "after_switch":
+            here.clock.sleep(500)
+            # The time that was set before the switch has come: the undo waits for the lock.
+            here.system.active["quintet-undo-shop-1.service"] = "active"
+
+    monkeypatch.setattr(hooks, "run", slow)
+    switch.activate(here.host, "shop", B, confirm_within=120)
+    unconfirmed = app_state(here).unconfirmed
+    assert unconfirmed is not None
+    assert unconfirmed.until == "2026-11-23T20:10:20Z"
+    assert [unit for unit in here.system.active if "quintet-undo" in unit] == ["quintet-undo-shop-2.timer"]
+
+
+def test_a_guard_is_replaced_by_the_next_without_a_gap(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    switch.activate(here.host, "shop", B, confirm_within=120)
+    stop = here.system.stop
+
+    def guards() -> list[str]:
+        return [unit for unit in here.system.active if "quintet-undo" in unit]
+
+    def watched_stop(names: Sequence[str]) -> Answer:
+        assert len(guards()) == 2
+        return stop(names)
+
+    assert len(guards()) == 1
+    monkeypatch.setattr(here.system, "stop", watched_stop)
+    switch.activate(here.host, "shop", B, confirm_within=120)
+    assert len(guards()) == 1
+
+
+def test_an_undo_that_was_killed_after_its_rename_is_completed(here: Machine) -> None:
+    add_with_background(here, C, "good")
+    here.host.store("shop").write(AppState(previous=A))
+    switch.activate(here.host, "shop", C)
+    add_with_background(here, D)
+    switch.activate(here.host, "shop", D, confirm_within=60)
+    replace_link(here.layout.current("shop"), f"generations/{C}")  # and there it was killed
+    assert switch.undo(here.host, "shop", None, "once more").changed
+    assert here.system.active[worker(C)] == "active"
+    assert worker(D) not in here.system.active
+    assert app_state(here) == AppState(previous=A)
+
+
+def test_activating_what_an_undo_was_going_back_to(here: Machine) -> None:
+    here.host.store("shop").write(AppState(previous=C))
+    switch.activate(here.host, "shop", B, confirm_within=60)
+    replace_link(here.layout.current("shop"), f"generations/{A}")
+    switch.activate(here.host, "shop", A)
+    assert app_state(here) == AppState(previous=C), "not A itself"
+    assert here.state(B)[0] == "built"
+
+
+def test_a_rollback_before_the_confirmation_goes_back_and_holds(here: Machine) -> None:
+    switch.activate(here.host, "shop", B, confirm_within=60)
+    done = switch.roll_back(here.host, "shop")
+    assert (done.changed, here.current) == (True, A)
+    assert app_state(here).hold == Hold(A, "2026-11-23T20:00:00Z", "me@desk")
+    assert app_state(here).unconfirmed is None
+    assert here.log()[-2:] == [("undo", "ok"), ("rollback", "ok")]
+
+
+def test_a_first_switch_has_nothing_to_go_back_to(tmp_path: Path) -> None:
+    here = machine(tmp_path)
+    here.add(A)
+    switch.activate(here.host, "shop", A, confirm_within=60)
+    done = switch.undo(here.host, "shop", None, "late")
+    assert not done.changed
+    assert "nothing to go back to" in done.message
+    assert here.current == A
 
 
 def test_boot_takes_an_unconfirmed_switch_back(here: Machine) -> None:
@@ -377,6 +458,53 @@ def test_workers_come_back_when_the_edge_fails(here: Machine) -> None:
     assert worker(D) not in here.system.active
 
 
+def test_an_interruption_while_workers_stop_starts_them_again(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_with_background(here, C)
+    add_with_background(here, D)
+    switch.activate(here.host, "shop", C)
+    stop = here.system.stop
+
+    def interrupted(names: Sequence[str]) -> Answer:
+        answer = stop(names)
+        if worker(C) in names:
+            raise KeyboardInterrupt
+        return answer
+
+    monkeypatch.setattr(here.system, "stop", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        switch.activate(here.host, "shop", D)
+    assert here.current == C
+    assert here.system.active[worker(C)] == "active"
+    assert here.system.active[timer(C)] == "active"
+
+
+def test_a_worker_that_does_not_come_to_rest_ends_the_wait(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_with_background(here, C)
+    states = here.system.states
+    monkeypatch.setattr(
+        here.system,
+        "states",
+        lambda names: {**states(names), **({worker(C): "inactive"} if worker(C) in names else {})},
+    )
+    with pytest.raises(switch.ChangeError, match="did not stay"):
+        switch.activate(here.host, "shop", C)
+    assert here.clock.slept < 70
+
+
+def test_a_worker_that_does_not_stop_lets_no_other_start(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_with_background(here, C)
+    add_with_background(here, D)
+    switch.activate(here.host, "shop", C)
+    stop = here.system.stop
+    monkeypatch.setattr(
+        here.system, "stop", lambda names: Answer(False, "timed out") if worker(C) in names else stop(names)
+    )
+    with pytest.raises(switch.ChangeError, match="did not stop"):
+        switch.activate(here.host, "shop", D)
+    assert here.current == C
+    assert worker(D) not in here.system.active
+
+
 def test_an_undo_takes_workers_back(here: Machine) -> None:
     add_with_background(here, C)
     add_with_background(here, D)
@@ -504,4 +632,4 @@ def test_static_files_are_kept_before_the_switch_and_dated_after_it(
     monkeypatch.setattr(pool, "add", lambda _host, one: seen.append(("add", one.identifier, here.current)))
     monkeypatch.setattr(pool, "left", lambda _host, _app, one, _now: seen.append(("left", one, here.current)))
     switch.activate(here.host, "shop", B)
-    assert seen == [("add", B, A), ("left", A, B)]
+    assert seen == [("add", A, A), ("add", B, A), ("left", A, B)]

@@ -10,6 +10,8 @@ from quintet_host.errors import QuintetError
 from quintet_host.generation import Generation, Hook, load
 from quintet_host.system import Captured, System
 
+TRAP = "trap 'exit 143' TERM HUP; "
+
 
 @pytest.fixture
 def here(tmp_path: Path) -> Machine:
@@ -25,7 +27,7 @@ def test_a_hook_runs_as_the_app_in_its_source_with_its_commands_first(here: Mach
     hooks.run(here.host, one, "before_switch", {"QUINTET_STEP": "probe", "QUINTET_REASON": "a\nb\x1b[0m"})
     [(unit, options, command)] = here.system.captured
     assert unit == "quintet-hook-shop.service"
-    assert command == ["/bin/sh", "-euc", "manage warm $$HOME"], "the shell must see the dollar, not systemd"
+    assert command == ["/bin/sh", "-euc", f"{TRAP}manage warm $$HOME"], "the shell must see the dollar, not systemd"
     assert f"--property=WorkingDirectory={one.path}/src" in options
     assert f"--property=User={one.user}" in options
     assert "--property=ProtectSystem=strict" in options
@@ -41,7 +43,7 @@ def test_hooks_run_in_their_order_until_one_fails(here: Machine) -> None:
     one = generation(here, Hook("", "true", 600), Hook("check", "check it", 600), Hook("", "never", 600))
     with pytest.raises(QuintetError) as caught:
         hooks.run(replace(here.host, report=reported.append), one, "before_switch")
-    assert [command[-1] for _, _, command in here.system.captured] == ["true", "check it"]
+    assert [command[-1] for _, _, command in here.system.captured] == [f"{TRAP}true", f"{TRAP}check it"]
     assert reported == ["before_switch: true", "before_switch: check"]
     assert "the hook 'check' (before_switch)" in caught.value.what
     assert "ended with code 3" in caught.value.what

@@ -48,7 +48,7 @@ def test_activation_in_its_order(here: Machine) -> None:
         ("reload",),
         ("start", f"gunicorn-shop@{B}.socket", f"daphne-shop@{B}.socket"),
         ("start", f"gunicorn-shop@{B}.service", f"daphne-shop-1@{B}.service"),
-        ("stop", "quintet-undo-shop.timer"),
+        ("stop", "quintet-undo-shop-1.timer"),
     ]
     assert (here.layout.unit_links / f"gunicorn-shop@{B}.service").readlink().parent == units_directory
     assert here.system.detached == [("/usr/local/sbin/quintet", "drain", "shop", A, "--by", "me@desk")]

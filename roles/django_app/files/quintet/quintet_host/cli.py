@@ -20,7 +20,7 @@ from quintet_host.host import Host
 from quintet_host.layout import APP_NAME, GENERATION_ID, RELEASE
 from quintet_host.lock import locked
 from quintet_host.manage import manage
-from quintet_host.prune import KEEP_GOOD, prune
+from quintet_host.prune import prune
 from quintet_host.seal import seal
 from quintet_host.status import app_status, as_text
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
         _complain(f"quintet: {error}", disk_advice(getattr(arguments, "app", None) or "APP"))
         return FAILED
     except KeyboardInterrupt:
-        _complain("quintet: interrupted. What served before serves now; see quintet status.")
+        _complain("quintet: interrupted. A switch that was under way is taken back; quintet status says what serves.")
         return INTERRUPTED
     text = json.dumps(reply.value) if arguments.json else reply.text
     if text:
@@ -101,7 +101,19 @@ def _begin(host: Host, arguments: Arguments) -> Reply:
         build=arguments.build,
         take_over=arguments.take_over,
     )
+    # Whatever becomes of this deploy: those that fail again and again must not fill the disk.
+    _, warning = _pruned(host, arguments.app, None, spare=arguments.generation)
+    message += warning
     return Reply({"changed": True, "message": message}, message)
+
+
+def _pruned(host: Host, app: str, keep: int | None, spare: str) -> tuple[dict[str, Any] | None, str]:
+    """Prune; returns what was removed, or None and a warning: what is left over fails nothing."""
+    try:
+        return prune(host, app, keep, spare).public(), ""
+    except (OSError, QuintetError) as error:
+        host.log(app, "prune", "failed", reason=str(error))
+        return None, f" WARNING: old generations could not be removed: {error}"
 
 
 def _migrate(host: Host, arguments: Arguments) -> Reply:
@@ -115,7 +127,11 @@ def _migrate(host: Host, arguments: Arguments) -> Reply:
 
 def _restore(host: Host, arguments: Arguments) -> Reply:
     with locked(host, arguments.app, f"restore {arguments.app} {arguments.file}"):
-        migrate.restore(host, arguments.app, arguments.file)
+        try:
+            migrate.restore(host, arguments.app, arguments.file)
+        except QuintetError as error:
+            host.log(arguments.app, "restore", "failed", dump=str(arguments.file), reason=error.what)
+            raise
     host.log(arguments.app, "restore", "ok", dump=str(arguments.file))
     message = f"{arguments.app}: the database is as it was in {arguments.file}."
     return Reply({"changed": True, "message": message}, message)
@@ -146,13 +162,8 @@ def _rollback(host: Host, arguments: Arguments) -> Reply:
 def _confirm(host: Host, arguments: Arguments) -> Reply:
     app = arguments.app
     done = switch.confirm(host, app, arguments.generation)
-    message, pruned = done.message, None
-    try:
-        pruned = prune(host, app, arguments.keep).public()
-    except (OSError, QuintetError) as error:
-        # The switch stays either way; what is left over is for the next run, or for somebody to look at.
-        message += f" WARNING: old generations could not be removed: {error}"
-        host.log(app, "prune", "failed", reason=str(error))
+    pruned, warning = _pruned(host, app, arguments.keep, spare=arguments.generation)
+    message = done.message + warning
     # An administrator who confirms leaves the lock to its holder.
     ended = deploy.unlock(host, app) if host.token else None
     changed = done.changed or ended is not None or bool(pruned and pruned["changed"])
@@ -319,7 +330,7 @@ def _add_app(parser: argparse.ArgumentParser, generation: str = "", *, optional:
 
 
 def _add_keep(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--keep", metavar="N", type=_count, default=KEEP_GOOD, help="good generations to keep (3)")
+    parser.add_argument("--keep", metavar="N", type=_count, help="good generations to keep (keep_generations, or 3)")
 
 
 def _add_confirm_within(parser: argparse.ArgumentParser) -> None:

@@ -103,6 +103,7 @@ def _refuse_serving(host: Host, app: str, identifier: str, state: str) -> None:
 
 def _clear(host: Host, app: str, identifier: str) -> None:
     """Remove what an unfinished or failed build left: it is not trusted, and must not be served by old processes."""
+    units.stop_builds(host, app)
     path = host.layout.generation(app, identifier)
     left = find(host.layout, app, identifier)
     if left:

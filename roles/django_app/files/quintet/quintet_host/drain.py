@@ -2,7 +2,7 @@
 
 from quintet_host import units
 from quintet_host.errors import QuintetError
-from quintet_host.generation import load
+from quintet_host.generation import find, load
 from quintet_host.host import Host
 from quintet_host.lock import locked
 from quintet_host.switch import undo_unconfirmed
@@ -16,7 +16,9 @@ def drain(host: Host, app: str, identifier: str) -> str:
     generation = load(host.layout, app, identifier)
     _refuse_current(host, app, identifier)
     if any(state not in units.STOPPED for state in units.states(host, generation).values()):
-        host.clock.sleep(generation.drain_delay_seconds)
+        # As Nginx is set up now, not as it was when this generation was built.
+        delay = host.settings(app).get("drain_delay_seconds", generation.drain_delay_seconds)
+        host.clock.sleep(float(delay))
     # The lock is held for this look only: a stop takes its drain time, and a deploy must not wait for it. An
     # activate of this very generation ends the drain's service before it starts anything.
     with locked(host, app, f"drain {app} {identifier}", wait=True, ignore_lease=True):
@@ -38,10 +40,27 @@ def boot(host: Host, app: str) -> str:
 
     A switch that nobody had confirmed when the host went down is taken back first: whoever made it can't be waited for.
     """
-    undo_unconfirmed(host, app, "the host was started anew before it was confirmed", start=False)
-    current = host.layout.current_id(app)
-    if current is None:
+    if host.layout.current_id(app) is None:
         return f"{app}: nothing was switched to yet, so there is nothing to start."
+    with locked(host, app, f"boot {app}", wait=True, ignore_lease=True):
+        try:
+            _go_back(host, app)
+        except (OSError, QuintetError) as error:
+            host.report(str(error))  # whatever is wrong with that, the site has to come up
+        return _start_current(host, app)
+
+
+def _go_back(host: Host, app: str) -> None:
+    unconfirmed = host.store(app).read().unconfirmed
+    if unconfirmed:
+        candidate = find(host.layout, app, unconfirmed.generation)
+        # By hand it may be called at any time, when there is something to stop.
+        start = candidate is not None and units.is_running(host, candidate)
+        undo_unconfirmed(host, app, "the host was started anew before it was confirmed", start=start)
+
+
+def _start_current(host: Host, app: str) -> str:
+    current = host.layout.current_id(app) or ""
     began = host.clock.now()
     generation = load(host.layout, app, current)
     try:

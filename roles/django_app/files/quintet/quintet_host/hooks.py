@@ -19,7 +19,8 @@ def run(host: Host, generation: Generation, moment: str, environment: Mapping[st
     for hook in generation.hooks.get(moment, ()):
         name = hook.name or hook.command
         host.report(f"{moment}: {name}")
-        command = ["/bin/sh", "-euc", hook.command]
+        # systemd takes a process that ends by SIGTERM for one that has done its work.
+        command = ["/bin/sh", "-euc", f"trap 'exit 143' TERM HUP; {hook.command}"]
         done = transient.run(
             host,
             generation,

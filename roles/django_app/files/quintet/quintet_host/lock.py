@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -44,10 +44,12 @@ def read_lease(host: Host, app: str) -> Lease | None:
     value = read_json_object(host.layout.lease(app))
     try:
         lease = Lease(**value) if value else None
-        is_in_force = lease is not None and host.clock.now() - datetime.fromisoformat(lease.heard) < LEASE
+        age = host.clock.now() - datetime.fromisoformat(lease.heard) if lease else LEASE
     except (TypeError, ValueError):
         return None
-    return lease if is_in_force else None
+    # After a step that took longer it is still the caller's, as long as nobody else has taken it.
+    is_callers = lease is not None and host.token != "" and lease.token == host.token
+    return lease if age < LEASE or is_callers else None
 
 
 def take_lease(
@@ -108,28 +110,41 @@ def locked(host: Host, app: str, command: str, *, wait: bool = False, ignore_lea
             _show_token(host, app)
         holder = {"holder": host.by, "since": host.now(), "pid": os.getpid(), "command": command}
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
+        # On a full disk the holder has no name, but what frees it must go on.
+        with suppress(OSError):
+            os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
         try:
             yield
         finally:
             os.ftruncate(descriptor, 0)
+            with suppress(OSError):
+                _be_heard(host, app)
     finally:
         os.close(descriptor)
 
 
 def _show_token(host: Host, app: str) -> None:
     """Refuse whoever is not the deploy that holds the lease, and let the one that is be heard of."""
+    if _be_heard(host, app):
+        return
     held = read_lease(host, app)
-    if held and held.token == host.token:
-        _write_lease(host, app, replace(held, heard=host.now()))
-    elif held:
+    if held:
         raise _refusal(host, app, held)
-    elif host.token:
+    if host.token:
         raise QuintetError(
             f"{app}: the lock of this deploy is gone.",
             "The host was started anew, somebody ended the lock, or it was not heard of for an hour.",
             f"Nothing was changed by this step. See quintet log {app}, then run the playbook again.",
         )
+
+
+def _be_heard(host: Host, app: str) -> bool:
+    """Renew the lease if it is the caller's; returns whether it is."""
+    held = read_lease(host, app)
+    if held is None or not host.token or held.token != host.token:
+        return False
+    _write_lease(host, app, replace(held, heard=host.now()))
+    return True
 
 
 def _write_lease(host: Host, app: str, lease: Lease) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import stat
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -81,7 +82,7 @@ class _Listener:
 
     host: Host
     dump: _Dump | None = None
-    said: list[str] = field(default_factory=list)
+    said: deque[str] = field(default_factory=lambda: deque(maxlen=200))
     end: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, line: str) -> None:
@@ -157,13 +158,14 @@ def restore(host: Host, app: str, path: Path) -> None:
         arguments = ["restore", f"--lock-seconds={Settings.of(host, app).lock_seconds:g}"]
         done = _run(host, generation, arguments, listener, stdin=stream)
     _record(host, app, listener)
-    if not done.ok or listener.end.get("error"):
+    # A process that was told to stop ends well, too, but it does not say that it has come to its end.
+    if not done.ok or not listener.end or listener.end.get("error"):
         error = _error(listener, f"restoring the dump ended with code {done.code}")
         raise QuintetError(
             f"{app}: {error['what']}",
             f"{error['where']} The dump: {path}.".strip(),
             error["remedy"],
-            listener.said[-SHOWN_LINES:],
+            list(listener.said)[-SHOWN_LINES:],
         )
 
 
@@ -237,7 +239,7 @@ def _judged(host: Host, generation: Generation, done: transient.Result, listener
         f"{app}: {error['what']}",
         "\n".join(filter(None, where)),
         "\n".join(filter(None, remedy)),
-        listener.said[-SHOWN_LINES:],
+        list(listener.said)[-SHOWN_LINES:],
     )
 
 
@@ -255,7 +257,7 @@ def _record(host: Host, app: str, listener: _Listener) -> None:
     Not all that the database has: rows of migrations whose code is long gone would be in the way of each rollback.
     """
     known = listener.end.get("known")
-    if known is None:
+    if not isinstance(known, dict):
         return
     path = host.layout.state(app) / "migrations.json"
     before = read_json_object(path) or {}

@@ -38,12 +38,18 @@ class Pruned:
         return {"changed": any(vars(self).values()), **vars(self)}
 
 
-def prune(host: Host, app: str, keep: int = KEEP_GOOD) -> Pruned:
-    """Remove all but the newest `keep` good generations and what else is in use or young; raises when locked."""
+def prune(host: Host, app: str, keep: int | None = None, spare: str | None = None) -> Pruned:
+    """Remove all but the newest `keep` good generations and what else is in use or young; raises when locked.
+
+    Without `keep` as many stay as the app's settings say. `spare` stays in any case.
+    """
     done = Pruned()
+    keep = int(host.settings(app).get("keep_generations", KEEP_GOOD)) if keep is None else keep
     with locked(host, app, f"prune {app}"):
         _finish_earlier_removals(host, app)
         for identifier in _removable(host, app, keep):
+            if identifier == spare:
+                continue
             _remove_generation(host, app, identifier)
             done.generations.append(identifier)
         remaining = host.layout.generation_ids(app)
@@ -123,6 +129,7 @@ def _remove_generation(host: Host, app: str, identifier: str) -> None:
 def _finish_earlier_removals(host: Host, app: str) -> None:
     for path in host.layout.generations(app).glob(f".*{REMOVED_SUFFIX}"):
         shutil.rmtree(path)
+        host.store(app).forget(path.name[1:].removesuffix(REMOVED_SUFFIX))
 
 
 def _prune_venvs(host: Host, app: str, remaining: list[str]) -> list[str]:
@@ -158,7 +165,8 @@ def _prune_revisions(host: Host, app: str, remaining: list[str]) -> list[str]:
 
 def _prune_cache(host: Host, app: str) -> list[str]:
     path = host.layout.root / "var/cache/quintet" / app / "uv"
-    if not path.is_dir() or _bytes(path) <= CACHE_MAX_BYTES:
+    # Its user may have made it anything.
+    if path.is_symlink() or not path.is_dir() or _bytes(path) <= CACHE_MAX_BYTES:
         return []
     shutil.rmtree(path)
     return [str(path)]

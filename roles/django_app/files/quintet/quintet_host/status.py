@@ -31,6 +31,14 @@ def app_status(host: Host, app: str) -> dict[str, Any]:
                 "units": {unit: active[unit] for unit in generation.units} if generation else {},
             }
         )
+    # What neither serves nor drains: left by a change that was killed.
+    left = sorted(
+        str(one["generation"])
+        for one in generations
+        if one["generation"] != current
+        and not one["draining"]
+        and not set(dict(one["units"]).values()) <= set(units.STOPPED)
+    )
     generations.sort(key=lambda one: (str(one["built_at"]), str(one["since"])), reverse=True)
     serving = found.get(current) if current else None
     lease = read_lease(host, app)
@@ -42,6 +50,7 @@ def app_status(host: Host, app: str) -> dict[str, Any]:
         "healthy": serving is not None and all(active[unit] == "active" for unit in serving.units),
         "lock": asdict(lease) if lease else None,
         "unconfirmed": asdict(state.unconfirmed) if state.unconfirmed else None,
+        "left": left,
         "prepared": host.settings(app).get("prepared"),
         "venvs": sorted(path.parent.name for path in host.layout.venvs(app).glob("*/.complete")),
         "generations": generations,
@@ -65,7 +74,10 @@ def as_text(status: dict[str, Any]) -> str:
         lines.append(f"  lock     {lock['holder']} since {lock['since']}: {lock['command']}")
     if status["unconfirmed"]:
         waiting = status["unconfirmed"]
-        lines.append(f"  switch   goes back to {waiting['before']} at {waiting['until']} unless it is confirmed")
+        goes = f"goes back to {waiting['before']} at {waiting['until']} unless it is confirmed"
+        lines.append("  switch   " + (goes if waiting["before"] else "is not confirmed yet; before it nothing served"))
+    if status["left"]:
+        lines.append(f"  left     {', '.join(status['left'])}: the next activate drains it")
     for one in status["generations"]:
         mark = "*" if one["generation"] == current else " "
         drains = ", draining" if one["draining"] else ""

@@ -69,12 +69,13 @@ def activate(
     """
     with locked(host, app, f"activate {app} {identifier}"):
         generation = load(host.layout, app, identifier)
+        state, is_current = host.store(app).read(), identifier == host.layout.current_id(app)
+        if not is_current:
+            _refuse_unless(host, generation, ("built", "good"))
+        if state.unconfirmed and not (is_current and state.unconfirmed.generation == identifier):
+            # What nobody has confirmed is no generation to go back to; and one that was gone back from, but not to the end, is.
+            undo_unconfirmed(host, app, "another generation was to be switched to before this one was confirmed")
         hold = host.store(app).read().hold if keep_hold else None
-        if identifier == host.layout.current_id(app):
-            return _repair(host, generation, hold, confirm_within)
-        _refuse_unless(host, generation, ("built", "good"))
-        # What nobody has confirmed is no generation to go back to.
-        undo_unconfirmed(host, app, "another generation was to be switched to before this one was confirmed")
         if identifier == host.layout.current_id(app):
             return _repair(host, generation, hold, confirm_within)
         return _change(host, generation, "activate", hold, confirm_within)
@@ -116,7 +117,15 @@ def roll_back(
                 "If its code can work with that schema, repeat the command with --accept-migrations"
                 " (rollback.yml: -e accept_migrations=true).",
             )
-        done = _change(host, target, "rollback", Hold(target.identifier, host.now(), host.by), confirm_within)
+        hold = Hold(target.identifier, host.now(), host.by)
+        undo_unconfirmed(host, app, "rolled back before it was confirmed")
+        if target.identifier == host.layout.current_id(app):
+            state = replace(host.store(app).read(), hold=hold)
+            host.store(app).write(state)
+            host.log(app, "rollback", "ok", generation=target.identifier, before=current)
+            done = Outcome(True, target.identifier, state.previous, (), f"{app} now serves {target.identifier} again.")
+        else:
+            done = _change(host, target, "rollback", hold, confirm_within)
         return replace(
             done,
             message=f"{done.message}\nsite.yml now keeps {target.identifier} (hold by {host.by}). To end the hold: "
@@ -165,29 +174,39 @@ def undo(host: Host, app: str, identifier: str | None, reason: str) -> Outcome:
             identifier in (None, unconfirmed.generation) and host.token in ("", unconfirmed.token)
         )
         if unconfirmed is None or not is_meant:
+            if unconfirmed is None:
+                units.stop_undo(host, app)
             return Outcome(False, current, None, (), f"{app}: there is no switch to take back; {current} serves.")
-        undo_unconfirmed(host, app, reason)
+        went_back = undo_unconfirmed(host, app, reason)
         # The deploy that was to confirm it can't any more, and must not keep others out.
         end_lease(host, app, whose=unconfirmed.token)
         current = host.layout.current_id(app) or "nothing"
     message = f"{app}: the switch to {unconfirmed.generation} is taken back ({reason}). {current} serves."
-    return Outcome(True, current, unconfirmed.previous, (), message)
+    if not went_back:
+        message = (
+            f"{app}: before {current} nothing served, so there is nothing to go back to ({reason}). {current} serves."
+        )
+    return Outcome(went_back, current, unconfirmed.previous, (), message)
 
 
-def undo_unconfirmed(host: Host, app: str, reason: str, *, start: bool = True) -> None:
-    """Take an unconfirmed switch back, if there is one; with the lock held. `start` is false at boot, when nothing runs."""
+def undo_unconfirmed(host: Host, app: str, reason: str, *, start: bool = True) -> bool:
+    """Take an unconfirmed switch back, if there is one; with the lock held. Returns whether anything was gone back to.
+
+    `start` is false at boot, when nothing runs. Each step may be done already, by an undo that was killed.
+    """
     store = host.store(app)
     state = store.read()
     unconfirmed = state.unconfirmed
     if unconfirmed is None:
-        return
-    current = host.layout.current_id(app)
-    before = find(host.layout, app, unconfirmed.before) if unconfirmed.before else None
-    if current == unconfirmed.generation and before is not None:
+        return False
+    current, after = host.layout.current_id(app), unconfirmed.generation
+    went_back = unconfirmed.before is not None and current in (after, unconfirmed.before)
+    if went_back:
         began = host.clock.monotonic()
-        host.report(f"going back from {current} to {before.identifier}: {reason}")
-        about = {"generation": current, "before": before.identifier, "reason": reason}
+        about = {"generation": after, "before": unconfirmed.before, "reason": reason}
+        host.report(f"going back from {after} to {unconfirmed.before}: {reason}")
         try:
+            before = load(host.layout, app, unconfirmed.before or "")
             if start:
                 units.stop_drain(host, before)
                 units.start(host, before)
@@ -195,16 +214,19 @@ def undo_unconfirmed(host: Host, app: str, reason: str, *, start: bool = True) -
             host.log(app, "undo", "failed", **about, error=error.what)
             raise
         _point_current(host, app, before.identifier)
-        if store.generation(current).state != "good":  # what served before stays a way back
-            store.mark(current, "built", f"its switch was taken back: {reason}", host.clock.now())
+        if store.generation(after).state != "good":  # what served before stays a way back
+            store.mark(after, "built", f"its switch was taken back: {reason}", host.clock.now())
         if start:
             units.stop_background(host, app, before.identifier)
             _start_background_again(host, before)
             units.drain_all(host, units.left_running(host, app, before.identifier))
-        pool.left(host, app, current, host.clock.now())
+        pool.left(host, app, after, host.clock.now())
         host.log(app, "undo", "ok", **about, seconds=round(host.clock.monotonic() - began, 1))
+    else:
+        host.log(app, "undo", "nothing to go back to", generation=after, reason=reason)
     store.write(AppState(unconfirmed.previous, unconfirmed.hold))
     units.stop_undo(host, app)
+    return went_back
 
 
 def on_failure(host: Host, app: str, step: str, reason: str, failed: str) -> None:
@@ -215,9 +237,9 @@ def on_failure(host: Host, app: str, step: str, reason: str, failed: str) -> Non
     try:
         told = {"QUINTET_STEP": step, "QUINTET_REASON": reason, "QUINTET_FAILED_GENERATION": failed}
         hooks.run(host, serving, "on_failure", told)
-    except QuintetError as error:
+    except (OSError, QuintetError) as error:
         host.report(str(error))
-        host.log(app, "on_failure", "failed", generation=serving.identifier, reason=error.what)
+        host.log(app, "on_failure", "failed", generation=serving.identifier, reason=str(error).splitlines()[0])
 
 
 def run_probes(host: Host, generation: Generation, *, through_edge: bool) -> list[probes.Result]:
@@ -312,6 +334,10 @@ def _repair(host: Host, generation: Generation, hold: Hold | None, confirm_withi
     others = units.left_running(host, app, identifier)
     # One that runs beside it means that a change ended before its drain, perhaps before its probes.
     proven = store.generation(identifier).state == "good" and not others and before.unconfirmed is None
+    if before.unconfirmed and host.token:
+        # Left by a run that was killed: from here on it is this one's to take back.
+        before = replace(before, unconfirmed=replace(before.unconfirmed, token=host.token))
+        store.write(before)
     results: list[probes.Result] = []
     told = [f"{app} already serves {identifier}."]
     if idle or not proven:
@@ -344,9 +370,7 @@ def _repair(host: Host, generation: Generation, hold: Hold | None, confirm_withi
         if confirm_within is None or before.unconfirmed is None:
             told += _confirmed(host, app, identifier)
         else:
-            until = _watch(host, app, identifier, confirm_within)
-            waiting = replace(before.unconfirmed, until=until, token=host.token)
-            store.write(replace(store.read(), unconfirmed=waiting))
+            _watch_on(host, app, identifier, confirm_within)
     changed = bool(idle) or not proven or before.hold != hold
     return Outcome(changed, identifier, before.previous, tuple(results), " ".join(told))
 
@@ -356,14 +380,11 @@ def _change(
 ) -> Outcome:
     """Take a generation that is not current through all steps, or put everything back."""
     store = host.store(generation.app)
-    before = store.read()
-    if before.unconfirmed:  # left by a run that was killed, and now gone away from
-        before = AppState(before.unconfirmed.previous, before.unconfirmed.hold)
     change = _Change(
         host=host,
         generation=generation,
         wanted=probes.load(host.layout, generation.app),
-        before=before,
+        before=store.read(),
         hold=hold,
         confirm_within=confirm_within,
         current=host.layout.current_id(generation.app),
@@ -378,13 +399,20 @@ def _change(
 
     try:
         change.run()
+        if confirm_within is not None:
+            # Workers and hooks may have taken their time: the controller's begins now.
+            _watch_on(host, generation.app, generation.identifier, confirm_within)
     except Exception as error:
         failure = change.failure(error)
-        change.take_back()
         # What once served is not spoilt by today's trouble (a database that is away): it stays a way back.
         state = "good" if store.generation(generation.identifier).state == "good" else "failed"
         reason = failure.what.removeprefix(f"{generation.app}: generation {generation.identifier}").lstrip(": ")
-        store.mark(generation.identifier, state, reason, host.clock.now())
+        try:
+            change.take_back()
+            store.mark(generation.identifier, state, reason, host.clock.now())
+        except (OSError, QuintetError) as second:
+            # What failed first is what has to be told; the undo's timer, or the next run, does the rest.
+            host.report(str(second))
         log("failed", step=change.step, reason=reason)
         on_failure(host, generation.app, change.step, reason, generation.identifier)
         raise failure from error
@@ -425,6 +453,15 @@ def _watch(host: Host, app: str, identifier: str, seconds: float) -> str:
     return iso(host.clock.now() + timedelta(seconds=seconds))
 
 
+def _watch_on(host: Host, app: str, identifier: str, seconds: float) -> None:
+    """Give an unconfirmed switch so many seconds from now, to be confirmed by the deploy that asks for it."""
+    until = _watch(host, app, identifier, seconds)
+    state = host.store(app).read()
+    if state.unconfirmed:
+        waiting = replace(state.unconfirmed, until=until, token=host.token)
+        host.store(app).write(replace(state, unconfirmed=waiting))
+
+
 def _start_background_again(host: Host, generation: Generation) -> None:
     """Start the workers and timers of the generation that is gone back to; what fails is said and logged."""
     try:
@@ -448,8 +485,6 @@ class _Change:
     began: datetime
     step: str = "start"
     results: list[probes.Result] = field(default_factory=list)
-    # Whose workers were stopped.
-    idled: list[Generation] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -473,7 +508,8 @@ class _Change:
         hooks.run(host, generation, "before_switch")
         self.step = "switch"
         # Pages that are open when they are switched away from go on asking for their files.
-        pool.add(host, generation)
+        for one in filter(None, (find(host.layout, app, self.current or ""), generation)):
+            pool.add(host, one)
         until = _watch(host, app, identifier, self.confirm_within or OWN_CONFIRM_SECONDS)
         # Recorded first: whatever kills this process, a rollback, an undo or a boot knows where to go.
         waiting = Unconfirmed(identifier, self.current, until, self.before.previous, self.before.hold, host.token)
@@ -481,7 +517,7 @@ class _Change:
         _point_current(host, app, identifier)
         host.report(f"switched from {self.current or 'nothing'} to {identifier}")
         self.step = "workers"
-        self.idled = units.stop_background(host, app, identifier)
+        units.stop_background(host, app, identifier)
         units.start_background(host, generation)
         self.step = "edge"
         if self.wanted.edge:
@@ -511,10 +547,11 @@ class _Change:
         was_switched = host.layout.current_id(app) != self.current
         if was_switched:
             _point_current(host, app, self.current)
-        units.stop_background(host, app, self.current)
-        for generation in self.idled:
-            if generation.identifier == self.current:
-                _start_background_again(host, generation)
+        if was_switched:
+            units.stop_background(host, app, self.current)
+            serving = find(host.layout, app, self.current or "")
+            if serving:
+                _start_background_again(host, serving)
         # Nginx may have connections to one that was switched to, and people may have WebSockets.
         if not (was_switched and self.current and units.start_drain(host, self.generation).ok):
             units.stop(host, self.generation)

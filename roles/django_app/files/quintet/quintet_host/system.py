@@ -9,8 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-# Units have their own time limits; this one only keeps a stuck bus from holding the lock for ever.
-COMMAND_TIMEOUT_SECONDS = 900
+from quintet_host.errors import QuintetError
+
+# Units have their own time limits, of at most 50 minutes; this one only keeps a stuck bus from holding the lock for ever.
+COMMAND_TIMEOUT_SECONDS = 3600
 
 # What is kept of a command's output.
 KEPT_LINES = 200
@@ -55,12 +57,19 @@ class System:
         return self._run(["systemctl", "daemon-reload"])
 
     def states(self, units: Iterable[str]) -> dict[str, str]:
-        """Return each unit's active state: active, activating, deactivating, failed, inactive, or unknown."""
+        """Return each unit's active state: active, activating, deactivating, failed, inactive; raises QuintetError."""
         wanted = list(dict.fromkeys(units))
         if not wanted:
             return {}
-        lines = self._output(["systemctl", "is-active", "--", *wanted]).split()
-        return dict(zip(wanted, lines, strict=True)) if len(lines) == len(wanted) else dict.fromkeys(wanted, "unknown")
+        done = self._process(["systemctl", "is-active", "--", *wanted])
+        lines = done.stdout.split()
+        if len(lines) != len(wanted):
+            raise QuintetError(
+                f"systemd did not say how {', '.join(wanted)} are.",
+                f"It said: {(done.stderr or done.stdout).strip() or 'nothing'}",
+                "See that systemctl works (systemctl is-system-running), then try again.",
+            )
+        return dict(zip(wanted, lines, strict=True))
 
     def make_directories(self, configuration: Path) -> Answer:
         """Create what a tmpfiles.d file describes."""
@@ -83,7 +92,8 @@ class System:
     def run_later(self, unit: str, description: str, seconds: float, command: Sequence[str]) -> Answer:
         """Have a command run in so many seconds by a transient timer and service, whatever becomes of this process."""
         options = ["--quiet", "--collect", f"--unit={unit}", f"--description={description}", f"--on-active={seconds}s"]
-        options += ["--timer-property=AccuracySec=1s"]
+        # Once more where it failed; what has done its work stops the timer.
+        options += ["--timer-property=AccuracySec=1s", "--timer-property=OnUnitInactiveSec=60s"]
         return self._run(["systemd-run", *options, "--", *command])
 
     def restarts(self, units: Sequence[str]) -> dict[str, int]:

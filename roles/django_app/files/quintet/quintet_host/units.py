@@ -11,8 +11,10 @@ from quintet_host.host import Host
 from quintet_host.system import Answer
 
 STOPPED = ("inactive", "failed", "unknown")
-# How long a new worker must have run without an end, how often it may be restarted on the way, and how often one looks.
+# How long a new worker must have run without an end, how long that may take at most, how often it may be restarted on
+# the way, and how often one looks.
 WORKER_PROOF_SECONDS = 5.0
+WORKER_SECONDS = 60.0
 WORKER_RESTARTS = 2
 WORKER_LOOK_SECONDS = 0.5
 
@@ -68,7 +70,8 @@ def start_background(host: Host, generation: Generation) -> None:
     if not generation.workers:
         return
     before = host.system.restarts(generation.workers)
-    seen, since = before, host.clock.monotonic()
+    seen, began = before, host.clock.monotonic()
+    since = began
     while host.clock.monotonic() - since < WORKER_PROOF_SECONDS:
         host.clock.sleep(WORKER_LOOK_SECONDS)
         now = host.system.restarts(generation.workers)
@@ -76,26 +79,22 @@ def start_background(host: Host, generation: Generation) -> None:
         if dying:
             _demand(generation, f"{', '.join(dying)} died again and again", Answer(False, "restarted twice"), dying)
         waiting = any(state != "active" for state in host.system.states(generation.workers).values())
+        if host.clock.monotonic() - began > WORKER_SECONDS:
+            _demand(generation, f"{', '.join(generation.workers)} did not stay", Answer(False), generation.workers)
         if waiting or now != seen:
             seen, since = now, host.clock.monotonic()
 
 
-def stop_background(host: Host, app: str, serving: str | None) -> list[Generation]:
-    """Stop the workers, timers and their jobs of all generations but one, each by its own time limit; returns whose they were."""
+def stop_background(host: Host, app: str, serving: str | None) -> None:
+    """Stop the workers, timers and their jobs of all generations but one, each by its own time limit; raises QuintetError."""
     others = [find(host.layout, app, one) for one in host.layout.generation_ids(app) if one != serving]
-    known = [generation for generation in others if generation is not None and generation.background]
-    found = host.system.states([unit for one in known for unit in (*one.background, *one.jobs)])
-    stopped = []
-    for generation in known:
+    for generation in (one for one in others if one is not None and one.background):
         # Timers first: one that elapses meanwhile would start its job again.
         for units in (generation.timers, (*generation.jobs, *generation.workers)):
-            running = [unit for unit in units if found[unit] not in STOPPED]
+            running = [unit for unit, state in host.system.states(units).items() if state not in STOPPED]
             if running:
                 host.report(f"stopping {', '.join(running)}")
-                host.system.stop(running)
-        if any(found[unit] not in STOPPED for unit in generation.background):
-            stopped.append(generation)
-    return stopped
+                _demand(generation, f"{', '.join(running)} did not stop", host.system.stop(running), running)
 
 
 def _start(host: Host, generation: Generation, units: Sequence[str]) -> None:
@@ -112,6 +111,8 @@ def stop(host: Host, generation: Generation) -> Answer:
     if any(state not in STOPPED for state in host.system.states(everything).values()):
         # One transaction: a socket with its stop pending can't start its service again for a late connection.
         answer = host.system.stop(everything)
+        if not answer.ok:
+            return answer  # what still runs needs its links and sockets
     host.system.reset_failed(everything)
     if _unlink(host, generation):
         host.system.reload()
@@ -134,24 +135,40 @@ def stop_drain(host: Host, generation: Generation) -> None:
         host.system.stop([unit])
 
 
-def undo_unit(app: str) -> str:
-    """Return the name, without .timer or .service, of what takes an unconfirmed switch back."""
-    return f"quintet-undo-{app}"
+def stop_builds(host: Host, app: str) -> None:
+    """Stop the commands of a build whose controller is gone."""
+    host.system.stop([f"quintet-build-{app}-*.service"])
+
+
+def undo_units(app: str) -> tuple[str, str]:
+    """Return the names, without .timer or .service, of what takes an unconfirmed switch back: two, to replace one by the other."""
+    return f"quintet-undo-{app}-1", f"quintet-undo-{app}-2"
 
 
 def start_undo(host: Host, app: str, identifier: str, seconds: float) -> Answer:
-    """Have an unconfirmed switch taken back in so many seconds, whatever becomes of this process."""
-    stop_undo(host, app)
+    """Have an unconfirmed switch taken back in so many seconds, whatever becomes of this process; ends an earlier order."""
+    parts = [f"{unit}.{kind}" for unit in undo_units(app) for kind in ("timer", "service")]
+    busy = [part for part, state in host.system.states(parts).items() if state not in STOPPED]
+    free = [unit for unit in undo_units(app) if not any(part.startswith(f"{unit}.") for part in busy)]
+    if not free:
+        host.system.stop(busy)
+        free, busy = list(undo_units(app)), []
     reason = f"nobody confirmed it within {seconds:g} s"
     command = ["/usr/local/sbin/quintet", "undo", app, identifier, "--reason", reason, "--by", host.by]
-    return host.system.run_later(undo_unit(app), f"Undo of an unconfirmed switch of {app}", seconds, command)
+    # The new one first: killed in between, the switch is guarded all the same.
+    answer = host.system.run_later(free[0], f"Undo of an unconfirmed switch of {app}", seconds, command)
+    if answer.ok and busy:
+        # A service whose time has come meanwhile waits for the lock that the caller holds.
+        host.system.stop(busy)
+    return answer
 
 
 def stop_undo(host: Host, app: str) -> None:
-    """Call the undo off. The timer alone: the undo itself may be what calls this."""
-    timer = f"{undo_unit(app)}.timer"
-    if host.system.states([timer])[timer] not in STOPPED:
-        host.system.stop([timer])
+    """Call the undo off. The timers alone: the undo itself may be what calls this."""
+    timers = [f"{unit}.timer" for unit in undo_units(app)]
+    running = [timer for timer, state in host.system.states(timers).items() if state not in STOPPED]
+    if running:
+        host.system.stop(running)
 
 
 def left_running(host: Host, app: str, serving: str | None) -> list[Generation]:
@@ -176,7 +193,7 @@ def drain_all(host: Host, generations: Sequence[Generation]) -> list[str]:
         told.append(
             f"{generation.identifier} drains in the background."
             if answer.ok
-            else f"{generation.identifier} could not be drained ({answer.said}): "
+            else f"WARNING: {generation.identifier} could not be drained ({answer.said}): "
             f"run quintet drain {generation.app} {generation.identifier}."
         )
     return told

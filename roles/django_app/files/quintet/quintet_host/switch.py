@@ -547,7 +547,6 @@ class _Change:
         was_switched = host.layout.current_id(app) != self.current
         if was_switched:
             _point_current(host, app, self.current)
-        if was_switched:
             units.stop_background(host, app, self.current)
             serving = find(host.layout, app, self.current or "")
             if serving:

@@ -96,13 +96,21 @@ def with_defaults(value: dict[str, Any], schema: Schema) -> dict[str, Any]:
     return filled
 
 
+def plain(value: Any) -> Any:
+    """Return a value with plain containers: Ansible's own evaluate templates when they are read, and can't be copied deeply."""
+    if isinstance(value, dict):
+        return {key: plain(content) for key, content in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
 def normalize(app: App, schema: Schema) -> App:
     """Return the app with all defaults, those that follow from its name and domains included.
 
     Values are of their options' types: a number may have come as text, out of a template or from the command line.
     """
-    validated = ArgumentSpecValidator(schema).validate(app)
-    filled = with_defaults(app if validated.error_messages else validated.validated_parameters, schema)
+    given = plain(app)
+    validated = ArgumentSpecValidator(schema).validate(given)
+    filled = with_defaults(given if validated.error_messages else validated.validated_parameters, schema)
     filled["user"] = filled["user"] or filled["name"]
     if filled["channel_layer"] is None:
         filled["channel_layer"] = filled["asgi"] != ""

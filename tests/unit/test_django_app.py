@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.template import trust_as_template
 from ansible_collections.quintet.django.plugins.module_utils.controller import identity
 from rendering import ROOT, Role
 
@@ -48,6 +49,13 @@ def test_an_app_with_channels_finds_its_database_and_its_channel_layer() -> None
         "DATABASE_URL": "postgresql://shop@%2Fvar%2Frun%2Fpostgresql/shop",
         "CHANNEL_LAYER_URL": "unix://shop@/run/redis-shop/redis.sock",
     }
+
+
+def test_values_may_be_templates_and_numbers_may_be_text() -> None:
+    # As in group_vars: evaluated when they are read, inside the filter.
+    mark, keep = trust_as_template("{{ mark | default('first') }}"), trust_as_template("{{ keep | default('4') }}")
+    entry = role({**LIVE, "environment": {"MARK": mark}, "keep_generations": keep}).evaluate("__django_app_entry")
+    assert (entry["environment"], entry["keep_generations"]) == ({"MARK": "first"}, 4)
 
 
 def test_an_app_without_channels_has_no_redis() -> None:

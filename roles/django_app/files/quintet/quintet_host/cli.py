@@ -101,10 +101,12 @@ def _begin(host: Host, arguments: Arguments) -> Reply:
         build=arguments.build,
         take_over=arguments.take_over,
     )
-    # Whatever becomes of this deploy: those that fail again and again must not fill the disk.
-    _, warning = _pruned(host, arguments.app, None, spare=arguments.generation)
-    message += warning
     return Reply({"changed": True, "message": message}, message)
+
+
+def _prune_after_failure(host: Host, app: str) -> None:
+    """Prune, with the deploy's lock ended: deploys that fail again and again must not fill the disk."""
+    _pruned(replace(host, token=""), app, None, spare="")
 
 
 def _pruned(host: Host, app: str, keep: int | None, spare: str) -> tuple[dict[str, Any] | None, str]:
@@ -174,11 +176,14 @@ def _undo(host: Host, arguments: Arguments) -> Reply:
     done = switch.undo(host, arguments.app, arguments.generation, arguments.reason)
     if host.token:
         deploy.unlock(host, arguments.app)
+        _prune_after_failure(host, arguments.app)
     return Reply(done.public(), done.message)
 
 
 def _unlock(host: Host, arguments: Arguments) -> Reply:
     ended = deploy.unlock(host, arguments.app)
+    if host.token:
+        _prune_after_failure(host, arguments.app)
     message = f"{arguments.app}: " + (f"the lock of {ended} is ended." if ended else "there is no lock to end.")
     return Reply({"changed": ended is not None, "message": message}, message)
 
@@ -235,6 +240,8 @@ def _boot(host: Host, arguments: Arguments) -> Reply:
 
 def _mark(host: Host, arguments: Arguments) -> Reply:
     changed = deploy.mark(host, arguments.app, arguments.generation, arguments.state, arguments.reason)
+    if host.token:
+        _prune_after_failure(host, arguments.app)
     message = f"{arguments.app}: generation {arguments.generation} is {arguments.state}."
     return Reply({"changed": changed, "message": message}, message)
 

@@ -27,9 +27,14 @@ def begin(
         if build:
             _refuse_serving(host, app, identifier, "building")
         taken = take_lease(host, app, command, controller, take_over=take_over)
-        if build:
-            _clear(host, app, identifier)
-            host.store(app).mark(identifier, "building", "", host.clock.now())
+        try:
+            if build:
+                _clear(host, app, identifier)
+                host.store(app).mark(identifier, "building", "", host.clock.now())
+        except BaseException:
+            # Who is told that this failed does not come back to end it.
+            end_lease(host, app, whose=host.token)
+            raise
     return f"{app}: the lock is taken" + (f" over from {taken}." if taken else ".")
 
 

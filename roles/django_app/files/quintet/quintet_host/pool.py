@@ -4,6 +4,7 @@
 pool.json in the app's state says which generation brought which files, and since when it has not served.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -108,14 +109,17 @@ def _link(source: Path, target: Path) -> None:
     _make_directory(target.parent)
     if target.is_dir():
         shutil.rmtree(target)
+    if target.exists() and source.samefile(target):
+        return
+    beside = target.with_name(".new")
+    beside.unlink(missing_ok=True)
     try:
-        os.link(source, target)
-    except FileExistsError:
-        if not source.samefile(target):
-            beside = target.with_name(".new")
-            beside.unlink(missing_ok=True)
-            os.link(source, beside)
-            beside.replace(target)
+        os.link(source, beside)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copy2(source, beside)  # the generations are on a file system of their own
+    beside.replace(target)
 
 
 def _make_directory(path: Path) -> None:

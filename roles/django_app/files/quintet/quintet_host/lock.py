@@ -92,6 +92,11 @@ def locked(host: Host, app: str, command: str, *, wait: bool = False, ignore_lea
             f"There is no {host.layout.app(app)}.",
             "See which apps are here with: quintet status",
         )
+    if not ignore_lease:
+        # Before the wait for its commands: the deploy is what an operator knows.
+        held = read_lease(host, app)
+        if held and held.token != host.token:
+            raise _refusal(host, app, held)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / "lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -64,7 +64,7 @@ def test_a_second_deploy_is_refused_naming_the_first(here: Machine) -> None:
         lambda host: switch.activate(host, "shop", B),
         lambda host: switch.roll_back(host, "shop"),
         lambda host: deploy.migrate_database(host, "shop", B),
-        lambda host: deploy.mark(host, "shop", B, "failed", ""),
+        lambda host: deploy.fail(host, "shop", B, ""),
     ],
 )
 def test_who_shows_no_token_is_refused_during_a_deploy(here: Machine, change: Callable[[Host], Any]) -> None:
@@ -586,7 +586,7 @@ def test_a_failing_hook_of_a_failure_hides_nothing(here: Machine, moments: list[
 
 def test_a_failed_build_is_told_and_ends_the_lock(here: Machine, moments: list[Any]) -> None:
     begin(here, build=True)
-    assert deploy.mark(holding(here, "one"), "shop", C, "failed", "Install the locked dependencies")
+    assert deploy.fail(holding(here, "one"), "shop", C, "Install the locked dependencies")
     assert here.state(C) == ("failed", "Install the locked dependencies")
     assert moments == [("on_failure", A, A), ("build", C, A)]
     assert lock.read_lease(here.host, "shop") is None

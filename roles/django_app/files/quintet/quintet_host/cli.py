@@ -106,13 +106,13 @@ def _begin(host: Host, arguments: Arguments) -> Reply:
 
 def _prune_after_failure(host: Host, app: str) -> None:
     """Prune, with the deploy's lock ended: deploys that fail again and again must not fill the disk."""
-    _pruned(replace(host, token=""), app, None, spare="")
+    _pruned(replace(host, token=""), app)
 
 
-def _pruned(host: Host, app: str, keep: int | None, spare: str) -> tuple[dict[str, Any] | None, str]:
+def _pruned(host: Host, app: str) -> tuple[dict[str, Any] | None, str]:
     """Prune; returns what was removed, or None and a warning: what is left over fails nothing."""
     try:
-        return prune(host, app, keep, spare).public(), ""
+        return prune(host, app).public(), ""
     except (OSError, QuintetError) as error:
         host.log(app, "prune", "failed", reason=str(error))
         return None, f" WARNING: old generations could not be removed: {error}"
@@ -164,7 +164,7 @@ def _rollback(host: Host, arguments: Arguments) -> Reply:
 def _confirm(host: Host, arguments: Arguments) -> Reply:
     app = arguments.app
     done = switch.confirm(host, app, arguments.generation)
-    pruned, warning = _pruned(host, app, arguments.keep, spare=arguments.generation)
+    pruned, warning = _pruned(host, app)
     message = done.message + warning
     # An administrator who confirms leaves the lock to its holder.
     ended = deploy.unlock(host, app) if host.token else None
@@ -239,7 +239,7 @@ def _boot(host: Host, arguments: Arguments) -> Reply:
 
 
 def _mark(host: Host, arguments: Arguments) -> Reply:
-    changed = deploy.mark(host, arguments.app, arguments.generation, arguments.state, arguments.reason)
+    changed = deploy.fail(host, arguments.app, arguments.generation, arguments.reason)
     if host.token:
         _prune_after_failure(host, arguments.app)
     message = f"{arguments.app}: generation {arguments.generation} is {arguments.state}."
@@ -294,7 +294,6 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--accept-migrations", action="store_true", help="even if it does not know all migrations")
     one = add("confirm", _confirm, "let a switch stay that would be taken back")
     _add_app(one, "ID")
-    _add_keep(one)
     one = add("undo", _undo, "take a switch back that nobody has confirmed")
     _add_app(one, "ID", optional=True)
     one.add_argument("--reason", metavar="TEXT", default="asked for", help="why, for the log")
@@ -306,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_app(add("probe", _probe, "run the probes"), "ID", optional=True)
     one = add("prune", _prune, "remove old generations")
     _add_app(one)
-    _add_keep(one)
+    one.add_argument("--keep", metavar="N", type=_count, help="good generations to keep (keep_generations, or 3)")
     one = add("log", _log, "who changed what, when, and how it ended")
     _add_app(one)
     one.add_argument("-n", "--lines", metavar="N", type=_count, default=20, help="how many of the last entries (20)")
@@ -334,10 +333,6 @@ def _add_app(parser: argparse.ArgumentParser, generation: str = "", *, optional:
     parser.add_argument("app", metavar="APP", type=_app)
     if generation:
         parser.add_argument("generation", metavar=generation, type=_generation, nargs="?" if optional else None)
-
-
-def _add_keep(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--keep", metavar="N", type=_count, help="good generations to keep (keep_generations, or 3)")
 
 
 def _add_confirm_within(parser: argparse.ArgumentParser) -> None:

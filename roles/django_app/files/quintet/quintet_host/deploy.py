@@ -38,18 +38,17 @@ def begin(
     return f"{app}: the lock is taken" + (f" over from {taken}." if taken else ".")
 
 
-def mark(host: Host, app: str, identifier: str, state: str, reason: str) -> bool:
-    """Record a generation's state; returns whether it changed. A failure runs the on_failure hooks and ends the lock."""
+def fail(host: Host, app: str, identifier: str, reason: str) -> bool:
+    """Record that a generation could not be built, run the on_failure hooks and end the lock; returns whether that is news."""
     host.layout.state(app).mkdir(mode=0o700, parents=True, exist_ok=True)
-    with locked(host, app, f"mark {app} {identifier} {state}"):
-        _refuse_serving(host, app, identifier, state)
-        changed = host.store(app).mark(identifier, state, reason, host.clock.now())
-        if state == "failed":
-            if changed:
-                host.log(app, "build", "failed", generation=identifier, reason=reason)
-            on_failure(host, app, "build", reason, identifier)
-            if host.token:
-                end_lease(host, app, whose=host.token)
+    with locked(host, app, f"mark {app} {identifier} failed"):
+        _refuse_serving(host, app, identifier, "failed")
+        changed = host.store(app).mark(identifier, "failed", reason, host.clock.now())
+        if changed:
+            host.log(app, "build", "failed", generation=identifier, reason=reason)
+        on_failure(host, app, "build", reason, identifier)
+        if host.token:
+            end_lease(host, app, whose=host.token)
     return changed
 
 

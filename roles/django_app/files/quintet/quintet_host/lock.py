@@ -56,10 +56,10 @@ def take_lease(
     host: Host, app: str, command: str, controller: dict[str, Any] | None, *, take_over: bool
 ) -> Lease | None:
     """Take the lease for host.token, or keep it; returns one that was taken over. To be called with the lock held."""
+    if not take_over:
+        _refuse_beside_another(host, app)
     held = read_lease(host, app)
     is_ours = held is not None and held.token == host.token
-    if held and not is_ours and not take_over:
-        raise _refusal(host, app, held)
     now = host.now()
     lease = held if held and is_ours else Lease(host.token, host.by, command, now, now, controller)
     _write_lease(host, app, replace(lease, heard=now))
@@ -94,9 +94,7 @@ def locked(host: Host, app: str, command: str, *, wait: bool = False, ignore_lea
         )
     if not ignore_lease:
         # Before the wait for its commands: the deploy is what an operator knows.
-        held = read_lease(host, app)
-        if held and held.token != host.token:
-            raise _refusal(host, app, held)
+        _refuse_beside_another(host, app)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / "lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -130,12 +128,8 @@ def locked(host: Host, app: str, command: str, *, wait: bool = False, ignore_lea
 
 def _show_token(host: Host, app: str) -> None:
     """Refuse whoever is not the deploy that holds the lease, and let the one that is be heard of."""
-    if _be_heard(host, app):
-        return
-    held = read_lease(host, app)
-    if held:
-        raise _refusal(host, app, held)
-    if host.token:
+    _refuse_beside_another(host, app)
+    if not _be_heard(host, app) and host.token:
         raise QuintetError(
             f"{app}: the lock of this deploy is gone.",
             "The host was started anew, somebody ended the lock, or it was not heard of for an hour.",
@@ -161,12 +155,15 @@ def _write_lease(host: Host, app: str, lease: Lease) -> None:
     write_json(path, asdict(lease))
 
 
-def _refusal(host: Host, app: str, held: Lease) -> QuintetError:
-    return QuintetError(
-        f"{app}: is being changed by {held}.",
-        f"The lock is {host.layout.lease(app)}.",
-        f"Wait for it to end. If that run is gone: quintet unlock {app}, or run the playbook with -e django_app_break_lock=true.",
-    )
+def _refuse_beside_another(host: Host, app: str) -> None:
+    held = read_lease(host, app)
+    if held and held.token != host.token:
+        raise QuintetError(
+            f"{app}: is being changed by {held}.",
+            f"The lock is {host.layout.lease(app)}.",
+            f"Wait for it to end. If that run is gone: quintet unlock {app}, or run the playbook with"
+            " -e django_app_break_lock=true.",
+        )
 
 
 def _acquire(host: Host, descriptor: int) -> bool:

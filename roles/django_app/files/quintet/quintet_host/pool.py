@@ -53,13 +53,15 @@ def left(host: Host, app: str, identifier: str | None, now: datetime) -> None:
 def prune(host: Host, app: str, days: float | None = None, max_bytes: int | None = None) -> list[str]:
     """Remove what only generations brought that have not served for `days`, then more, oldest first, down to `max_bytes`.
 
-    Both are as the app's settings say where they are None. The size is that of the files that neither the current
-    nor the previous generation has; theirs stay. Returns the removed files' paths below the pool.
+    Both are as the app's settings say where they are None. The size is that of the files that no generation has
+    which serves, or which the app's state names; theirs stay. Returns the removed files' paths below the pool.
     """
     wanted = host.settings(app).get("static_pool", {})
     days = float(wanted.get("days", DAYS)) if days is None else days
     max_bytes = int(wanted.get("max_bytes", MAX_BYTES)) if max_bytes is None else max_bytes
-    directory, entries, needed = _directory(host, app), _read(host, app), _needed(host, app)
+    directory, entries = _directory(host, app), _read(host, app)
+    current = host.layout.current_id(app)
+    needed = host.store(app).read().generations | ({current} if current else set())
     sizes = {name: (directory / name).lstat().st_size for name in _names(directory)}
     remaining = {name for one in needed for name in _names(host.layout.generation(app, one) / "static")}
     oldest, room = host.clock.now() - timedelta(days=days), max_bytes
@@ -84,14 +86,6 @@ def prune(host: Host, app: str, days: float | None = None, max_bytes: int | None
 
 def _directory(host: Host, app: str) -> Path:
     return host.layout.app(app) / "static-pool"
-
-
-def _needed(host: Host, app: str) -> set[str]:
-    state = host.store(app).read()
-    found = {host.layout.current_id(app), state.previous}
-    if state.unconfirmed:
-        found |= {state.unconfirmed.generation, state.unconfirmed.before}
-    return {one for one in found if one}
 
 
 def _names(directory: Path) -> Iterator[str]:

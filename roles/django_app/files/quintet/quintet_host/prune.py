@@ -38,18 +38,16 @@ class Pruned:
         return {"changed": any(vars(self).values()), **vars(self)}
 
 
-def prune(host: Host, app: str, keep: int | None = None, spare: str | None = None) -> Pruned:
+def prune(host: Host, app: str, keep: int | None = None) -> Pruned:
     """Remove all but the newest `keep` good generations and what else is in use or young; raises when locked.
 
-    Without `keep` as many stay as the app's settings say. `spare` stays in any case.
+    Without `keep` as many stay as the app's settings say.
     """
     done = Pruned()
     keep = int(host.settings(app).get("keep_generations", KEEP_GOOD)) if keep is None else keep
     with locked(host, app, f"prune {app}"):
         _finish_earlier_removals(host, app)
         for identifier in _removable(host, app, keep):
-            if identifier == spare:
-                continue
             _remove_generation(host, app, identifier)
             done.generations.append(identifier)
         remaining = host.layout.generation_ids(app)
@@ -82,19 +80,8 @@ def _removable(host: Host, app: str, keep: int) -> list[str]:
             case _:
                 others.append(dated)
     old += [one for _, one in sorted(good, reverse=True)[keep:] + sorted(others, reverse=True)[KEEP_OTHERS:]]
-    needed = _needed(host, app)
+    needed = store.read().generations | {host.layout.current_id(app)}
     return sorted(one for one in old if one not in needed and not _in_use(host, app, one))
-
-
-def _needed(host: Host, app: str) -> set[str]:
-    """Return the generations that the app's state names: it may go on with them, or back to them."""
-    state = host.store(app).read()
-    holds = [state.hold]
-    found = {host.layout.current_id(app), state.previous}
-    if state.unconfirmed:
-        found |= {state.unconfirmed.generation, state.unconfirmed.before, state.unconfirmed.previous}
-        holds.append(state.unconfirmed.hold)
-    return {one for one in found if one} | {hold.generation for hold in holds if hold}
 
 
 def _in_use(host: Host, app: str, identifier: str) -> bool:

@@ -53,6 +53,15 @@ class AppState:
     hold: Hold | None = None
     unconfirmed: Unconfirmed | None = None
 
+    @property
+    def generations(self) -> set[str]:
+        """The generations that it names: the app may go on with them, or back to them."""
+        found, holds = {self.previous}, [self.hold]
+        if self.unconfirmed:
+            found |= {self.unconfirmed.generation, self.unconfirmed.before, self.unconfirmed.previous}
+            holds.append(self.unconfirmed.hold)
+        return {one for one in found if one} | {hold.generation for hold in holds if hold}
+
 
 class Store:
     """Reads and writes one app's changing state; unreadable files count as absent, so that a boot never fails on one."""

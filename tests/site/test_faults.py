@@ -125,7 +125,8 @@ def gunicorn() -> int:
 
 
 def daphne() -> int:
-    return main_process(f"daphne-{APP}-1@{HOST.current(APP)}.service")
+    """Return the Daphne process that has the most connections: the kernel may have given another one none."""
+    return max(HOST.processes(f"daphne-{APP}-*@{HOST.current(APP)}.service"), key=sockets_of)
 
 
 def sockets_of(process: int) -> int:

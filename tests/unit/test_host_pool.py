@@ -155,6 +155,19 @@ def test_a_candidate_that_never_came_to_serve_ages_too(here: Machine) -> None:
     assert pool.prune(here.host, "shop") == ["site/app.bbb.css"]
 
 
+def test_a_file_of_several_generations_is_listed_for_the_newest_and_lives_as_long(here: Machine) -> None:
+    for identifier in (A, B, C, D):
+        serve(here, identifier, days=1)
+        pool.prune(here.host, "shop")
+    listed = (here.layout.state("shop") / "pool.json").read_text()
+    assert (listed.count("plain.css"), listed.count("app.aaa.css")) == (1, 1), "plain.css for B alone"
+    # B has not served for 1 day, A for 2.
+    here.clock.sleep(timedelta(days=28.5).total_seconds())
+    assert pool.prune(here.host, "shop", days=30) == ["site/app.aaa.css"]
+    here.clock.sleep(timedelta(days=1).total_seconds())
+    assert pool.prune(here.host, "shop", days=30) == ["site/app.bbb.css", "site/plain.css"]
+
+
 def test_empty_directories_go(here: Machine) -> None:
     static = here.layout.generation("shop", A) / "static"
     (static / "deep/er").mkdir(parents=True)

@@ -74,6 +74,8 @@ def prune(host: Host, app: str, days: float | None = None, max_bytes: int | None
         if room < 0 or entry.since < oldest:
             del entries[identifier]
         else:
+            # What a newer one has, too, is kept for that one's sake; so the list grows with the files, not with the switches.
+            entries[identifier] = Entry(entry.since, tuple(sorted(own)))
             remaining |= own
     removed = sorted(sizes.keys() - remaining)
     for name in removed:

@@ -59,8 +59,11 @@ unit: venv ## Run the unit tests and the sample app's own
 	cd sample_app && python manage.py test
 
 .PHONY: test
-test: check ## Run everything that must pass: check, then every Molecule scenario
-	molecule test --all
+test: venv ## Run everything that must pass: lint and unit tests (side by side), then every Molecule scenario
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync check
+	@mkdir -p .cache
+	@bash -o pipefail -c 'molecule test --all 2>&1 | tee .cache/molecule.log' \
+	  || { echo "==> What failed (all of it: .cache/molecule.log)"; grep -E -A 6 '^(fatal:| *(FAILED|ERROR) tests/)' .cache/molecule.log; exit 1; }
 	@echo "make test: lint, unit tests, the sample app's tests and the Molecule scenarios" $$(ls -d molecule/*/molecule.yml | cut -d/ -f2) "all passed"
 
 .PHONY: readmes

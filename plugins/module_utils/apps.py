@@ -59,6 +59,8 @@ RESERVED_VARIABLES = {
 
 # The longest time that a worker may take to stop; below the host command's own limit for a call of systemd's.
 STOP_SECONDS = 3000
+# The longest time that one must stay; with it an activate ends before its switch would be taken back as unconfirmed.
+STAY_SECONDS = 60
 
 
 @functools.cache
@@ -290,14 +292,16 @@ def limit_problems(app: App, where: str) -> list[str]:
         "dump.keep": app["dump"]["keep"],
         "dump.max_mb": app["dump"]["max_mb"],
         "migration_lock_seconds": app["migration_lock_seconds"],
+        "worker_stay_seconds": app["worker_stay_seconds"],
         "static_pool.days": app["static_pool"]["days"],
         "static_pool.max_mb": app["static_pool"]["max_mb"],
     }
     found = [f"{where}.{name}: {value} is not above 0. Give 1 or more." for name, value in limits.items() if value < 1]
     return found + [
-        f"{where}.{name}: {value} is longer than a switch waits. Give {STOP_SECONDS} or less."
+        f"{where}.{name}: {value} is longer than a switch waits. Give {most} or less."
         for name, value in limits.items()
-        if name.endswith("stop_seconds") and value > STOP_SECONDS
+        for kind, most in (("stop_seconds", STOP_SECONDS), ("stay_seconds", STAY_SECONDS))
+        if name.endswith(kind) and value > most
     ]
 
 

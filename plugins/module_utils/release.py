@@ -29,6 +29,7 @@ NOT_IN_A_RELEASE = (
     "dump",
     "keep_generations",
     "migration_lock_seconds",
+    "worker_stay_seconds",
     "nginx",
     "probes",
     "redis",

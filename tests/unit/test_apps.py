@@ -80,6 +80,8 @@ def test_a_good_app_has_no_problems() -> None:
         ({"hooks": {"build": [{"command": "a", "timeout_seconds": -1}]}}, "hooks.build[0].timeout_seconds: -1 is not"),
         ({"dump": {"keep": 0}}, "django_apps[0].dump.keep: 0 is not above 0."),
         ({"dump": {"max_mb": 0}}, "django_apps[0].dump.max_mb: 0 is not above 0."),
+        ({"worker_stay_seconds": 0}, "django_apps[0].worker_stay_seconds: 0 is not above 0."),
+        ({"worker_stay_seconds": 90}, "worker_stay_seconds: 90 is longer than a switch waits."),
         ({"migration_lock_seconds": 0}, "django_apps[0].migration_lock_seconds: 0 is not above 0."),
         ({"static_pool": {"days": 0}}, "django_apps[0].static_pool.days: 0 is not above 0."),
         ({"static_pool": {"max_mb": 0}}, "django_apps[0].static_pool.max_mb: 0 is not above 0."),

@@ -269,7 +269,7 @@ def test_limits_in_mebibytes_reach_the_host_in_bytes() -> None:
     way = role({**LIVE, "dump": {"max_mb": 2}, "static_pool": {"days": 1, "max_mb": 3}}).evaluate("__django_app_way")
     assert way["dump"] == {"enabled": True, "keep": 3, "max_bytes": 2 * 1024 * 1024}
     assert way["static_pool"] == {"days": 1, "max_bytes": 3 * 1024 * 1024}
-    assert (way["migration_lock_seconds"], way["keep_generations"]) == (10, 3)
+    assert (way["migration_lock_seconds"], way["worker_stay_seconds"], way["keep_generations"]) == (10, 5, 3)
 
 
 @pytest.mark.parametrize(

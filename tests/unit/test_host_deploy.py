@@ -447,6 +447,17 @@ def test_a_worker_that_stumbles_once_may_stay(here: Machine, monkeypatch: pytest
     assert 5 <= here.clock.slept < 7
 
 
+def test_how_long_a_worker_must_stay_is_the_apps_to_say(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.layout.settings("shop").write_text('{"worker_stay_seconds": 20}')
+    add_with_background(here, C)
+    # It ends twice, in the end after longer than others must stay.
+    counts = iter([0, *[0] * 20, *[1] * 5, *[2] * 100])
+    monkeypatch.setattr(here.system, "restarts", lambda _names: {worker(C): next(counts)})
+    with pytest.raises(switch.ChangeError, match="died again and again"):
+        switch.activate(here.host, "shop", C)
+    assert 10 < here.clock.slept < 20
+
+
 def test_workers_come_back_when_the_edge_fails(here: Machine) -> None:
     add_with_background(here, C)
     add_with_background(here, D)

@@ -63,6 +63,7 @@ def test_settings_change_it(change: dict[str, Any]) -> None:
         {"keep_generations": 9},
         {"dump": {"enabled": False}},
         {"migration_lock_seconds": 5},
+        {"worker_stay_seconds": 9},
         {"static_pool": {"days": 1}},
     ],
     ids=lambda change: next(iter(change)),

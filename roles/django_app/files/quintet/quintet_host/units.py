@@ -13,8 +13,9 @@ from quintet_host.system import Answer
 STOPPED = ("inactive", "failed", "unknown")
 # How long a new worker must have run without an end, how long that may take at most, how often it may be restarted on
 # the way, and how often one looks.
-WORKER_PROOF_SECONDS = 5.0
-WORKER_SECONDS = 60.0
+WORKER_STAY_SECONDS = 5.0
+# As much longer may one take that stumbles first.
+WORKER_GRACE_SECONDS = 55.0
 WORKER_RESTARTS = 2
 WORKER_LOOK_SECONDS = 0.5
 
@@ -63,23 +64,24 @@ def start(host: Host, generation: Generation) -> None:
 def start_background(host: Host, generation: Generation) -> None:
     """Start the workers and timers of a generation and see that the workers stay; raises QuintetError.
 
-    A worker that was restarted twice fails; one must have stayed for WORKER_PROOF_SECONDS.
+    A worker that was restarted twice fails; one must have stayed for the app's `worker_stay_seconds`.
     """
     _start(host, generation, generation.workers)
     _start(host, generation, generation.timers)
     if not generation.workers:
         return
+    stay = float(host.settings(generation.app).get("worker_stay_seconds", WORKER_STAY_SECONDS))
     before = host.system.restarts(generation.workers)
     seen, began = before, host.clock.monotonic()
     since = began
-    while host.clock.monotonic() - since < WORKER_PROOF_SECONDS:
+    while host.clock.monotonic() - since < stay:
         host.clock.sleep(WORKER_LOOK_SECONDS)
         now = host.system.restarts(generation.workers)
         dying = tuple(unit for unit in now if now[unit] - before[unit] >= WORKER_RESTARTS)
         if dying:
             _demand(generation, f"{', '.join(dying)} died again and again", Answer(False, "restarted twice"), dying)
         waiting = any(state != "active" for state in host.system.states(generation.workers).values())
-        if host.clock.monotonic() - began > WORKER_SECONDS:
+        if host.clock.monotonic() - began > stay + WORKER_GRACE_SECONDS:
             _demand(generation, f"{', '.join(generation.workers)} did not stay", Answer(False), generation.workers)
         if waiting or now != seen:
             seen, since = now, host.clock.monotonic()

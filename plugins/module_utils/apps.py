@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.common.yaml import yaml_load
 
 Schema = dict[str, Any]
 App = dict[str, Any]
@@ -69,7 +69,7 @@ def load_schema(roles: Path = ROLES) -> Schema:
 
     Read once in a process: Ansible evaluates a variable with the app's defaults each time that it is mentioned.
     """
-    spec = yaml.safe_load((roles / "django_app/meta/argument_specs.yml").read_text())
+    spec = yaml_load((roles / "django_app/meta/argument_specs.yml").read_text())
     options: Schema = spec["argument_specs"]["main"]["options"]["django_app"]["options"]
     return options
 
@@ -99,10 +99,15 @@ def with_defaults(value: dict[str, Any], schema: Schema) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return a value with plain containers: Ansible's own evaluate templates when they are read, and can't be copied deeply."""
+    """Return a value of plain containers and texts.
+
+    Ansible's own containers evaluate templates when they are read, and its own texts, which know where they come from, are slow to copy.
+    """
     if isinstance(value, dict):
-        return {key: plain(content) for key, content in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list) else value
+        return {plain(key): plain(content) for key, content in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 def normalize(app: App, schema: Schema) -> App:

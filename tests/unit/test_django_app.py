@@ -32,6 +32,7 @@ def role(app: dict[str, Any], **more: Any) -> Role:
         role_path=str(ROOT / "roles/django_app"),
         gunicorn_rendered={"units": {}, "sockets": [], "services": [], "check": []},
         daphne_rendered={"units": {}, "sockets": [], "services": []},
+        __django_app_rendered=trust_as_template("{{ __django_app_rendering }}"),
         **more,
     )
 
@@ -471,6 +472,24 @@ def test_what_does_not_import_is_named(
     done = build(app, *arguments, **environment)
     assert done.returncode == 1
     assert words in done.stderr
+
+
+def test_gunicorn_checks_its_configuration_with_the_app(app: Path) -> None:
+    def check(text: str, application: str = "wsgi:application") -> subprocess.CompletedProcess[str]:
+        (app / "conf.py").write_text(text)
+        configuration = ["--check-config", "--config", str(app / "conf.py"), application]
+        return build(app, "--wsgi", "wsgi:application", "--gunicorn", *configuration)
+
+    done = check("workers = 2\nprint('a word of the configuration')\n")
+    assert done.returncode == 0, done.stderr
+    assert "a word of the configuration" in done.stderr
+    assert json.loads(done.stdout) == {
+        "migrations": {"contenttypes": ["0001_initial", "0002_remove_content_type_name"]}
+    }
+    for wrong in (check("workers = 'many'\n"), check("", "wsgi:missing")):
+        assert wrong.returncode == 1
+        assert wrong.stdout == ""
+    assert "Invalid value for workers" in check("workers = 'many'\n").stderr
 
 
 def test_static_files_that_go_elsewhere_are_refused(app: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checks that an app imports, collects and compresses its static files, and prints what it found.
+"""Checks that an app imports and Gunicorn takes its configuration, collects and compresses its static files, and prints what it found.
 
 Runs as the build user, with the app's own Python, in the source's directory. The last line of the output is JSON:
 {"migrations": {"<app label>": ["<name>", ...]}}. Exits with 1 and three lines on the first thing that is wrong.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import contextlib
 import gzip
 import importlib
 import json
 import os
+import runpy
 import sys
 import traceback
 from pathlib import Path
@@ -43,6 +45,20 @@ def import_application(name: str, variable: str) -> None:
         )
     if not callable(application):
         sys.exit(f"{variable}: '{name}' is no application: {application!r} can't be called.\nCorrect {variable}.")
+
+
+def check_gunicorn(command: list[str]) -> None:
+    """Call Gunicorn's own check of its configuration, `gunicorn --check-config ...`; exits when that fails.
+
+    In this process, which has the app loaded: in one of its own the check would load it once more.
+    """
+    sys.argv = command
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            runpy.run_module("gunicorn", run_name="__main__")
+    except SystemExit as ending:
+        if ending.code:
+            raise
 
 
 def compress(directory: Path) -> int:
@@ -96,6 +112,7 @@ def main() -> None:
     parser.add_argument("--wsgi", required=True)
     parser.add_argument("--asgi")
     parser.add_argument("--collect-static", action="store_true")
+    parser.add_argument("--gunicorn", nargs=argparse.REMAINDER, help="the check of Gunicorn's configuration")
     arguments = parser.parse_args()
 
     sys.path.insert(0, str(Path.cwd()))
@@ -115,6 +132,8 @@ def main() -> None:
         import_application(arguments.asgi, "asgi")
     if arguments.collect_static:
         collect_static(Path(os.environ["STATIC_ROOT"]))
+    if arguments.gunicorn:
+        check_gunicorn(["gunicorn", *arguments.gunicorn])
     print(json.dumps({"migrations": migrations()}))
 
 

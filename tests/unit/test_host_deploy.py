@@ -58,6 +58,15 @@ def test_a_second_deploy_is_refused_naming_the_first(here: Machine) -> None:
     assert here.state(C) == ("unknown", "")
 
 
+def test_a_second_deploy_names_the_first_also_while_a_command_of_it_runs(here: Machine) -> None:
+    begin(here)
+    with (
+        lock.locked(holding(here, "one"), "shop", f"activate shop {C}"),
+        pytest.raises(QuintetError, match=f"is being changed by me@desk since .* \\(deploy shop {C}, last heard of"),
+    ):
+        deploy.begin(holding(here, "two", "ann@ops"), "shop", C, None, build=True, take_over=False)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -9,7 +9,7 @@ from quintet_host import hooks, migrate, units
 from quintet_host.errors import QuintetError
 from quintet_host.generation import Generation, find, load
 from quintet_host.host import Host
-from quintet_host.lock import end_lease, locked, take_lease
+from quintet_host.lock import end_lease, locked, refuse_beside_another, take_lease
 from quintet_host.switch import on_failure
 
 
@@ -23,6 +23,9 @@ def begin(
     # A new app has no directory yet.
     host.layout.state(app).mkdir(mode=0o700, parents=True, exist_ok=True)
     command = f"deploy {app} {identifier}"
+    if not take_over:
+        # Before the wait for one of its commands, which could only name that command.
+        refuse_beside_another(host, app)
     with locked(host, app, command, ignore_lease=True):
         if build:
             _refuse_serving(host, app, identifier, "building")

@@ -57,7 +57,7 @@ def take_lease(
 ) -> Lease | None:
     """Take the lease for host.token, or keep it; returns one that was taken over. To be called with the lock held."""
     if not take_over:
-        _refuse_beside_another(host, app)
+        refuse_beside_another(host, app)
     held = read_lease(host, app)
     is_ours = held is not None and held.token == host.token
     now = host.now()
@@ -94,7 +94,7 @@ def locked(host: Host, app: str, command: str, *, wait: bool = False, ignore_lea
         )
     if not ignore_lease:
         # Before the wait for its commands: the deploy is what an operator knows.
-        _refuse_beside_another(host, app)
+        refuse_beside_another(host, app)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / "lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -128,7 +128,7 @@ def locked(host: Host, app: str, command: str, *, wait: bool = False, ignore_lea
 
 def _show_token(host: Host, app: str) -> None:
     """Refuse whoever is not the deploy that holds the lease, and let the one that is be heard of."""
-    _refuse_beside_another(host, app)
+    refuse_beside_another(host, app)
     if not _be_heard(host, app) and host.token:
         raise QuintetError(
             f"{app}: the lock of this deploy is gone.",
@@ -155,7 +155,8 @@ def _write_lease(host: Host, app: str, lease: Lease) -> None:
     write_json(path, asdict(lease))
 
 
-def _refuse_beside_another(host: Host, app: str) -> None:
+def refuse_beside_another(host: Host, app: str) -> None:
+    """Raise QuintetError naming the deploy that holds the lease, unless it is the caller's own or there is none."""
     held = read_lease(host, app)
     if held and held.token != host.token:
         raise QuintetError(

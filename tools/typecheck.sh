@@ -4,7 +4,7 @@
 # Without sample_app, as Django's types need a plugin of mypy that imports the app's settings.
 set -eu
 cd "$(dirname "$0")/.."
-MYPYPATH=$(printf '%s:' tools tests/unit tests/site roles/*/files roles/*/files/*/)
+MYPYPATH=$(printf '%s:' tests/site tests/unit tools roles/*/files roles/*/files/*/)
 export MYPYPATH
 status=0
 

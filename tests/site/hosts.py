@@ -6,10 +6,13 @@ import http.client
 import json
 import os
 import re
+import shutil
 import socket
+import stat
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +158,30 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float = WAIT_SEC
         assert time.monotonic() - start < seconds, f"waited {seconds:.0f} s in vain: {what}"
         time.sleep(0.2)
     return time.monotonic() - start
+
+
+@contextmanager
+def counted_remote_tasks(directory: Path) -> Iterator[Callable[[], int]]:
+    """Count what Ansible runs on hosts meanwhile; yields a function that returns the number so far.
+
+    A `docker` in `directory` comes before the real one and notes each call: a task with pipelining is one call of Python.
+    """
+    real = shutil.which("docker")
+    directory.mkdir(exist_ok=True)
+    log, shim = directory / "calls", directory / "docker"
+    log.write_text("")
+    shim.write_text(f'#!/bin/sh\necho "$*" | head -c 300 | tr "\\n" " " >> {log}\necho >> {log}\nexec {real} "$@"\n')
+    shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
+
+    def count() -> int:
+        return sum(" exec " in f" {line}" and "python" in line for line in log.read_text().splitlines())
+
+    path = os.environ["PATH"]
+    os.environ["PATH"] = f"{directory}{os.pathsep}{path}"
+    try:
+        yield count
+    finally:
+        os.environ["PATH"] = path
 
 
 @dataclass(frozen=True)

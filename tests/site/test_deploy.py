@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hosts import Host, play_well, wait_for
+from hosts import Host, counted_remote_tasks, play_well, wait_for
 from load import Background, Load, Rates, Target
 from load_ledger import HANDSHAKE, MESSAGE, SOCKET, Ledger
 from load_report import Drained, OldAnswers, Row, Stored, Switch, Timeline, compare, drains, old_answers
@@ -130,28 +127,12 @@ def wait_for_drains() -> None:
     wait_for("all drains to end", lambda: not is_draining())
 
 
-@contextmanager
-def counted_calls() -> Iterator[Path]:
-    """Put a `docker` before the real one that notes each call: a task with pipelining is one call of Python."""
-    real, directory = shutil.which("docker"), EPHEMERAL / "counted"
-    directory.mkdir(exist_ok=True)
-    log = directory / "calls"
-    log.write_text("")
-    shim = directory / "docker"
-    shim.write_text(f'#!/bin/sh\necho "$*" | head -c 300 | tr "\\n" " " >> {log}\necho >> {log}\nexec {real} "$@"\n')
-    shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{directory}{os.pathsep}{os.environ['PATH']}")
-        yield log
-
-
 def deploy(what: str, *arguments: str) -> Change:
     began = time.time()
-    with counted_calls() as log:
+    with counted_remote_tasks(EPHEMERAL / "counted") as count:
         play_well(PLAYBOOK, *arguments)
-    calls = sum(" exec " in f" {line}" and "python" in line for line in log.read_text().splitlines())
     switch = now_serving()
-    return Change(f"playbook: {what}", switch, time.time() - began, switch.at - began, calls)
+    return Change(f"playbook: {what}", switch, time.time() - began, switch.at - began, count())
 
 
 def command(what: str, *arguments: str) -> Change:

@@ -238,6 +238,14 @@ def value_problems(app: App, where: str) -> list[str]:
     for path in app["websocket_paths"]:
         if not path.startswith("/"):
             found.append(f"{where}.websocket_paths: '{path}' is no path. Begin it with /, for example /ws/.")
+    for number, probe in enumerate(app["probes"]):
+        place = f"{where}.probes[{number}]"
+        if not re.fullmatch(r"/[^\s\0]*", probe["path"]):
+            found.append(f"{place}.path: '{probe['path']}' is no path. Begin it with /, without blanks: /healthz.")
+        if not re.fullmatch(r"[A-Za-z]+", probe["method"]):
+            found.append(f"{place}.method: '{probe['method']}' is no method of HTTP. Write GET, HEAD, POST or another.")
+        if not isinstance(probe["send"], dict | str | None):
+            found.append(f"{place}.send: is neither a JSON object nor a text. Write it as {{type: ping}} or as 'ping'.")
     if app["keep_generations"] < 2:
         found.append(
             f"{where}.keep_generations: {app['keep_generations']} leaves nothing to go back to. Keep 2 or more."
@@ -290,6 +298,9 @@ def limit_problems(app: App, where: str) -> list[str]:
         f"hooks.{moment}[{number}].timeout_seconds": hook["timeout_seconds"]
         for moment, hooks in app["hooks"].items()
         for number, hook in enumerate(hooks)
+    }
+    limits |= {
+        f"probes[{number}].timeout_seconds": probe["timeout_seconds"] for number, probe in enumerate(app["probes"])
     }
     for key, names in (("workers", ("processes", "stop_seconds")), ("timers", ("timeout_seconds", "stop_seconds"))):
         limits |= {f"{key}[{number}].{name}": entry[name] for number, entry in enumerate(app[key]) for name in names}

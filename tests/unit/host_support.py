@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,6 +91,9 @@ class FakeSystem(System):
 
     def states(self, units: Iterable[str]) -> dict[str, str]:
         return {unit: self.active.get(unit, "inactive") for unit in units}
+
+    def is_any_active(self, pattern: str) -> bool:
+        return any(fnmatch(unit, pattern) for unit in self.active)
 
     def make_directories(self, configuration: Path) -> Answer:
         self.calls.append(("tmpfiles", str(configuration)))

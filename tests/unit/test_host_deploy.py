@@ -13,7 +13,7 @@ from quintet_host.errors import QuintetError
 from quintet_host.files import replace_link
 from quintet_host.generation import Generation
 from quintet_host.host import Host
-from quintet_host.state import AppState, Hold
+from quintet_host.state import AppState, Hold, Store
 from quintet_host.system import Answer
 
 CONTROLLER = {"host": "desk", "pid": 4711}
@@ -653,3 +653,69 @@ def test_static_files_are_kept_before_the_switch_and_dated_after_it(
     monkeypatch.setattr(pool, "left", lambda _host, _app, one, _now: seen.append(("left", one, here.current)))
     switch.activate(here.host, "shop", B)
     assert seen == [("add", A, A), ("add", B, A), ("left", A, B)]
+
+
+def test_a_full_disk_during_a_migration_is_told_logged_and_fails_the_candidate(
+    here: Machine, moments: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(migrate, "migrate", fail)
+    with pytest.raises(QuintetError, match="No space left on device") as caught:
+        deploy.migrate_database(here.host, "shop", B)
+    assert "quintet prune shop" in caught.value.remedy
+    assert here.state(B)[0] == "failed"
+    assert moments[1:] == [("on_failure", A, A), ("migrate", B, A)]
+    assert here.log() == [("migrate", "failed")]
+
+
+def test_an_undo_on_a_full_disk_brings_the_workers_back(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.add(C, "good", workers=[worker(C)])
+    here.serve(C)
+    here.add(D, workers=[worker(D)])
+    begin(here, identifier=D)
+    switch.activate(holding(here, "one"), "shop", D, confirm_within=60)
+
+    def full(*_: Any) -> bool:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "mark", full)
+    with pytest.raises(OSError, match="No space"):
+        switch.undo(here.host, "shop", D, "nobody confirmed it within 60 s")
+    assert here.current == C
+    assert here.system.active.get(worker(C)) == "active"
+    assert worker(D) not in here.system.active
+    monkeypatch.undo()
+    # The timer tries again.
+    assert switch.undo(here.host, "shop", D, "nobody confirmed it within 60 s").changed
+    assert app_state(here).unconfirmed is None
+
+
+def test_an_undo_by_the_host_runs_the_hooks_of_a_failure(here: Machine, moments: list[Any]) -> None:
+    begin(here, identifier=B)
+    switch.activate(holding(here, "one"), "shop", B, confirm_within=60)
+    moments.clear()
+    switch.undo(here.host, "shop", B, "nobody confirmed it within 60 s")
+    assert moments == [("on_failure", A, A), ("confirm", B, A)]
+
+
+def test_the_log_tells_how_long_each_change_took(here: Machine) -> None:
+    begin(here, identifier=C, build=True)
+    here.clock.sleep(20)
+    deploy.fail(holding(here, "one"), "shop", C, "no")
+    begin(here, token="two", identifier=B)
+    here.clock.sleep(5)
+    switch.activate(holding(here, "two"), "shop", B, confirm_within=60)
+    here.clock.sleep(3)
+    switch.confirm(holding(here, "two"), "shop", B)
+    drain.drain(here.host, "shop", A)
+    log = {entry["action"]: entry for entry in here.host.store("shop").read_log()}
+    assert {name: entry["seconds"] for name, entry in log.items()} == {
+        "build": 20,
+        "activate": 0,
+        "confirm": 8,
+        "drain": 15,
+    }
+    assert all(entry["by"] == "me@desk" and entry["generation"] for entry in log.values())
+    assert (log["confirm"]["before"], log["activate"]["before"]) == (A, A)

@@ -163,6 +163,16 @@ def test_the_newest_dumps_stay_whichever_generation_made_them(here: Machine) -> 
     assert migrate.prune_dumps(here.host, "shop") == [f"{A}-20261103T000000Z.dump"]
 
 
+def test_dumps_are_bounded_in_size_but_for_the_newest(here: Machine) -> None:
+    for day, size in ((1, 40), (2, 40), (3, 30), (4, 500)):
+        put_dump(here, f"{A}-2026110{day}T000000Z.dump").write_bytes(b"P" * size)
+    settings(here, dump={"keep": 4, "max_bytes": 575})
+    assert migrate.prune_dumps(here.host, "shop") == [f"{A}-20261101T000000Z.dump"]
+    settings(here, dump={"keep": 4, "max_bytes": 100})
+    assert migrate.prune_dumps(here.host, "shop") == [f"{A}-2026110{day}T000000Z.dump" for day in (2, 3)]
+    assert dumps(here) == [f"{A}-20261104T000000Z.dump"]
+
+
 def test_a_failure_removes_no_older_dump(here: Machine) -> None:
     put_dump(here, f"{A}-20261103T000000Z.dump")
     here.system.answers = [(b"PGDMP", Captured(1, (DUMPED, end(plan=PLAN, error=wrong("migrate"))), "exit-code"))]

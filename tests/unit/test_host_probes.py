@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         status, body = {
             "/sick": (503, json.dumps({"status": "bad", "generation": GENERATION, "more": "x" * 500})),
             "/page": (200, "<h1>Rooms</h1>"),
-        }.get(self.path, (200, json.dumps({"status": "ok", "generation": GENERATION, "headers": dict(self.headers)})))
+        }.get(self.path, (200, json.dumps(self.echo())))
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body.encode())
+
+    do_PUT = do_GET
+
+    def echo(self) -> dict[str, Any]:
+        return {"status": "ok", "generation": GENERATION, "method": self.command, "headers": dict(self.headers)}
 
     def address_string(self) -> str:
         return "unix"
@@ -94,6 +100,12 @@ def test_what_an_http_probe_sends(web: Endpoint) -> None:
     }
     result = run(http_probe(scheme="https", headers={"X-Extra": "1"}, expected={"headers": wanted}), web)
     assert result.ok, result.message
+
+
+def test_the_method_and_the_origin_are_the_probes(web: Endpoint) -> None:
+    probe = http_probe(method="PUT", origin="https://other.example", text='"Origin": "https://other.example"')
+    assert run(replace(probe, expected={"method": "PUT"}), web).ok
+    assert not run(replace(probe, expected={"method": "GET"}), web).ok
 
 
 def test_through_the_edge_no_forwarding_header_is_made_up(tmp_path: Path) -> None:
@@ -210,15 +222,18 @@ def test_long_and_fragmented_messages_and_subprotocols(tmp_path: Path) -> None:
         socket_probe(subprotocol="chat"),
         socket_probe(send=None, expected={"type": "history"}),
         socket_probe(send=None, expected=None),
+        socket_probe(send=None, expected=None, text='"messages": []'),
     )
-    assert [result.ok for result in results] == [True] * 6, results
+    assert [result.ok for result in results] == [True] * 7, results
 
 
 def test_websocket_probes_that_fail_say_what_they_got_instead_of_what(tmp_path: Path) -> None:
-    refused, wanted_refusal, silent, left, protocol, opened = against_websockets(
+    refused, wanted_refusal, other_refusal, other_text, silent, left, protocol, opened = against_websockets(
         tmp_path / "s",
         socket_probe(origin="http://evil.example"),
-        socket_probe(origin="http://evil.example", status=403),
+        socket_probe(origin="http://evil.example", status=403, expected=None, text="origin"),
+        socket_probe(origin="http://evil.example", status=403, expected=None, text="banned"),
+        socket_probe(send=None, expected=None, text="pong", timeout_seconds=0.1),
         socket_probe(send=None, timeout_seconds=0.1),
         socket_probe(send={"type": "leave"}),
         socket_probe(subprotocol="other"),
@@ -226,13 +241,15 @@ def test_websocket_probes_that_fail_say_what_they_got_instead_of_what(tmp_path: 
     )
     assert refused.message == "WebSocket /ws/health/: got 403 origin instead of 101"
     assert wanted_refusal.ok
+    assert other_refusal.message == "WebSocket /ws/health/: got 403 origin instead of a text with 'banned'"
+    assert "within 0.1 s instead of a text with 'pong'" in other_text.message
     assert silent.message == (
         'WebSocket /ws/health/: got {"type": "history", "messages": []} within 0.1 s instead of {"type": "pong"}'
     )
     assert left.message == 'WebSocket /ws/health/: got close 1012 service restart instead of {"type": "pong"}'
     assert "instead of 101" in protocol.message
     assert opened.message == "WebSocket /ws/health/: got 101 instead of 403"
-    assert not any(one.ok for one in (refused, silent, left, protocol, opened))
+    assert not any(one.ok for one in (refused, other_refusal, other_text, silent, left, protocol, opened))
 
 
 def test_the_server_sees_a_clean_end(tmp_path: Path) -> None:

@@ -145,3 +145,19 @@ def test_dumps_pooled_files_and_a_large_cache_go(here: Machine) -> None:
     assert not cache.exists()
     assert prune(late.host, "shop").public()["changed"] is False
     assert late.host.store("shop").read_log()[0]["static_files"] == 1
+
+
+def test_one_in_which_somebody_works_stays(here: Machine) -> None:
+    here.system.active[f"quintet-manage-shop-{A}-4711.service"] = "active"
+    assert prune(here.host, "shop").generations == [B, C]
+    del here.system.active[f"quintet-manage-shop-{A}-4711.service"]
+    assert prune(here.host, "shop").generations == [A]
+
+
+def test_the_probes_of_what_is_removed_go_with_it(here: Machine) -> None:
+    for identifier in (A, F):
+        path = here.layout.kept_probes("shop", identifier)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    prune(here.host, "shop")
+    assert [path.stem for path in here.layout.kept_probes("shop", A).parent.iterdir()] == [F]

@@ -1,17 +1,21 @@
 """The host command's changes: activate, rollback, repair, drain, boot."""
 
+import errno
 import fcntl
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from host_support import PROBES, A, B, C, Machine, machine, serving
-from quintet_host import drain, probes, switch, units
+from quintet_host import deploy, drain, pool, probes, switch, units
 from quintet_host.errors import QuintetError
 from quintet_host.files import replace_link
-from quintet_host.state import AppState, Hold
+from quintet_host.generation import load
+from quintet_host.host import Host
+from quintet_host.state import AppState, Hold, Store
 
 
 @pytest.fixture
@@ -21,6 +25,15 @@ def here(tmp_path: Path) -> Machine:
 
 def app_state(here: Machine) -> AppState:
     return here.host.store("shop").read()
+
+
+def deployed(here: Machine) -> Host:
+    """Return the host as a step of a deploy sees it."""
+    return replace(here.host, token="T" * 24)
+
+
+def begin(here: Machine, identifier: str) -> None:
+    deploy.begin(deployed(here), "shop", identifier, None, build=False, take_over=False)
 
 
 def test_first_activation_on_a_host_where_nothing_serves(tmp_path: Path) -> None:
@@ -509,3 +522,95 @@ def test_boot_tells_why_a_unit_did_not_start(here: Machine) -> None:
     with pytest.raises(QuintetError, match="did not start") as caught:
         drain.boot(here.host, "shop")
     assert f"journal of gunicorn-shop@{A}.service" in str(caught.value)
+
+
+def test_a_rollback_asks_what_the_earlier_generation_was_asked(here: Machine) -> None:
+    """The next release brings a probe that the one before it can't answer."""
+    path = here.layout.configuration("shop") / "probes.json"
+    switch.activate(here.host, "shop", B)
+    later = {**PROBES["probes"][0], "name": "later", "path": "/later"}
+    path.write_text(json.dumps({**PROBES, "probes": [*PROBES["probes"], later]}))
+    here.add(C)
+    begin(here, C)
+    switch.activate(deployed(here), "shop", C)
+    deploy.unlock(deployed(here), "shop")
+    assert ("later", "own") in here.app.asked
+    here.app.asked.clear()
+    done = switch.roll_back(here.host, "shop")
+    assert (done.generation, here.current) == (B, B)
+    assert {name for name, _ in here.app.asked} == {"health", "socket"}
+    # As long as it is held; then it is asked what the inventory asks.
+    results = switch.run_probes(here.host, load(here.layout, "shop", B), through_edge=True)
+    assert {result.name for result in results} == {"health", "socket"}
+    switch.activate(here.host, "shop", B)
+    results = switch.run_probes(here.host, load(here.layout, "shop", B), through_edge=False)
+    assert {result.name for result in results} == {"health", "socket", "later"}
+
+
+def test_one_that_drains_and_fails_goes_on_draining(here: Machine) -> None:
+    switch.activate(here.host, "shop", B)
+    here.app.sick.add((A, "own"))
+    here.system.detached.clear()
+    with pytest.raises(switch.ChangeError):
+        switch.activate(here.host, "shop", A)
+    assert here.current == B
+    assert here.system.detached == [("/usr/local/sbin/quintet", "drain", "shop", A, "--by", "me@desk")]
+    assert here.running(A), "Nginx may still have connections to it"
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_switch_that_can_t_be_recorded_as_good_is_taken_back(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Store.mark
+
+    def mark(store: Store, identifier: str, state: str, *rest: Any) -> bool:
+        if state == "good":
+            full_disk()
+        return real(store, identifier, state, *rest)
+
+    monkeypatch.setattr(Store, "mark", mark)
+    with pytest.raises(switch.ChangeError) as caught:
+        switch.activate(here.host, "shop", B)
+    assert "No space left on device" in caught.value.what
+    assert "quintet prune shop" in caught.value.remedy
+    assert here.current == A
+    assert here.log() == [("activate", "failed")]
+    assert app_state(here) == AppState()
+
+
+def test_a_static_pool_that_can_t_be_written_undoes_no_switch(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "left", full_disk)
+    assert switch.activate(here.host, "shop", B).changed
+    assert here.current == B
+    assert here.log() == [("activate", "ok")]
+
+
+def test_a_failed_one_is_marked_even_if_the_state_can_t_be_put_back(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.app.sick.add((B, "edge"))
+    real, calls = Store.write, []
+
+    def write(store: Store, state: AppState) -> None:
+        calls.append(state)
+        if len(calls) > 1:
+            full_disk()
+        real(store, state)
+
+    monkeypatch.setattr(Store, "write", write)
+    with pytest.raises(switch.ChangeError):
+        switch.activate(here.host, "shop", B)
+    assert here.current == A
+    assert here.state(B)[0] == "failed"
+
+
+def test_a_run_that_rolls_back_all_hosts_holds_one_that_is_there_already(here: Machine) -> None:
+    begin(here, A)
+    done = switch.roll_back(deployed(here), "shop", A)
+    assert (done.changed, here.current) == (True, A)
+    hold = app_state(here).hold
+    assert hold is not None
+    assert hold.generation == A
+    assert here.log() == [("rollback", "ok")]

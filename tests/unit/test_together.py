@@ -159,3 +159,33 @@ def test_a_wrong_app_is_told_the_apps(site: Site) -> None:
     assert played.code != 0
     assert "-e app=shp: there is no such app. Name one of shop," in " ".join(played.output.split())
     assert played.calls == {"a": [], "b": []}
+
+
+def test_a_run_beside_another_deploy_touches_nothing(site: Site) -> None:
+    lock = {
+        "holder": "ann@laptop",
+        "since": "2026-11-23T20:43:00Z",
+        "command": f"deploy shop {NEW}",
+        "heard": "2026-11-23T20:44:00Z",
+    }
+    (site.folder / "a.json").write_text(status("0000000a", lock={**lock, "controller": None}))
+    played = site.play("-e", "app=shop")
+    assert played.code != 0
+    assert played.calls == {"a": [], "b": []}
+    assert "shop: is being changed by ann@laptop since 2026-11-23T20:43:00Z" in " ".join(played.output.split())
+    broken = site.play("-e", "app=shop", "-e", "django_app_break_lock=true")
+    assert broken.calls == {host: ["begin", "rollback", "confirm"] for host in "ab"}
+    assert "a begin shop" in (notes := (site.folder / "notes").read_text())
+    assert "--take-over" in notes
+
+
+def test_a_host_that_serves_the_earlier_release_already_is_held_with_the_others(site: Site) -> None:
+    there = {"current": f"{OLD}-0000000b", "previous": f"{NEW}-0000000b"}
+    (site.folder / "b.json").write_text(status("0000000b", **there))
+    played = site.play("-e", "app=shop", "-e", f"generation={OLD}")
+    assert played.code == 0, played.output
+    assert played.calls == {host: ["begin", "rollback", "confirm"] for host in "ab"}
+    hold = {"generation": f"{OLD}-0000000b", "since": "", "by": ""}
+    (site.folder / "b.json").write_text(status("0000000b", **there, hold=hold))
+    played = site.play("-e", "app=shop", "-e", f"generation={OLD}")
+    assert played.calls["b"] == []

@@ -14,7 +14,7 @@ from typing import Any
 
 from quintet_host import deploy, migrate, probes, switch
 from quintet_host.drain import boot, drain
-from quintet_host.errors import QuintetError, disk_advice
+from quintet_host.errors import QuintetError, as_quintet_error, disk_advice
 from quintet_host.generation import load
 from quintet_host.host import Host
 from quintet_host.layout import APP_NAME, GENERATION_ID, RELEASE
@@ -128,13 +128,19 @@ def _migrate(host: Host, arguments: Arguments) -> Reply:
 
 
 def _restore(host: Host, arguments: Arguments) -> Reply:
+    began = host.clock.monotonic()
+
+    def log(result: str, **more: Any) -> None:
+        seconds = round(host.clock.monotonic() - began, 1)
+        host.log(arguments.app, "restore", result, dump=str(arguments.file), seconds=seconds, **more)
+
     with locked(host, arguments.app, f"restore {arguments.app} {arguments.file}"):
         try:
             migrate.restore(host, arguments.app, arguments.file)
-        except QuintetError as error:
-            host.log(arguments.app, "restore", "failed", dump=str(arguments.file), reason=error.what)
+        except (OSError, QuintetError) as error:
+            log("failed", reason=as_quintet_error(arguments.app, error).what)
             raise
-    host.log(arguments.app, "restore", "ok", dump=str(arguments.file))
+    log("ok")
     message = f"{arguments.app}: the database is as it was in {arguments.file}."
     return Reply({"changed": True, "message": message}, message)
 

@@ -2,14 +2,15 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from quintet_host import hooks, migrate, units
-from quintet_host.errors import QuintetError
+from quintet_host.errors import QuintetError, as_quintet_error
 from quintet_host.generation import Generation, find, load
 from quintet_host.host import Host
 from quintet_host.lock import end_lease, locked, refuse_beside_another, take_lease
+from quintet_host.seal import build_seconds
 from quintet_host.switch import on_failure
 
 
@@ -46,9 +47,10 @@ def fail(host: Host, app: str, identifier: str, reason: str) -> bool:
     host.layout.state(app).mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(host, app, f"mark {app} {identifier} failed"):
         _refuse_serving(host, app, identifier, "failed")
+        began = host.store(app).generation(identifier)
         changed = host.store(app).mark(identifier, "failed", reason, host.clock.now())
         if changed:
-            host.log(app, "build", "failed", generation=identifier, reason=reason)
+            host.log(app, "build", "failed", generation=identifier, **build_seconds(host, began), reason=reason)
         on_failure(host, app, "build", reason, identifier)
         if host.token:
             end_lease(host, app, whose=host.token)
@@ -79,15 +81,22 @@ def _migrating(host: Host, app: str, identifier: str, command: str) -> Iterator[
     """Hold the lock for a step of the migration; what fails in it fails the generation."""
     with locked(host, app, f"{command} {app} {identifier}"):
         generation = load(host.layout, app, identifier)
+        began = host.clock.monotonic()
         try:
             yield generation
-        except QuintetError as error:
+        except (OSError, QuintetError) as unforeseen:
+            error = as_quintet_error(app, unforeseen)
             # One that served before is not spoilt by a database that is away.
             if host.store(app).generation(identifier).state != "good":
-                host.store(app).mark(identifier, "failed", error.what, host.clock.now())
-            host.log(app, "migrate", "failed", generation=identifier, reason=error.what)
+                # On a full disk it stays built: the next run migrates again.
+                with suppress(OSError):
+                    host.store(app).mark(identifier, "failed", error.what, host.clock.now())
+            seconds = round(host.clock.monotonic() - began, 1)
+            host.log(app, "migrate", "failed", generation=identifier, seconds=seconds, reason=error.what)
             on_failure(host, app, "migrate", error.what, identifier)
-            raise
+            if error is unforeseen:
+                raise
+            raise error from unforeseen
 
 
 def unlock(host: Host, app: str) -> str | None:

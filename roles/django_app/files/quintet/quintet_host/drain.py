@@ -15,6 +15,7 @@ def drain(host: Host, app: str, identifier: str) -> str:
     """
     generation = load(host.layout, app, identifier)
     _refuse_current(host, app, identifier)
+    began = host.clock.monotonic()
     if any(state not in units.STOPPED for state in units.states(host, generation).values()):
         # As Nginx is set up now, not as it was when this generation was built.
         delay = host.settings(app).get("drain_delay_seconds", generation.drain_delay_seconds)
@@ -25,13 +26,14 @@ def drain(host: Host, app: str, identifier: str) -> str:
         _refuse_current(host, app, identifier)
     answer = units.stop(host, generation)
     if not answer.ok:
-        host.log(app, "drain", "failed", generation=identifier, reason=answer.said)
+        seconds = round(host.clock.monotonic() - began, 1)
+        host.log(app, "drain", "failed", generation=identifier, seconds=seconds, reason=answer.said)
         raise QuintetError(
             f"{app}: generation {identifier} could not be stopped.",
             f"systemd said: {answer.said}",
             f"See systemctl status {' '.join(generation.units)}",
         )
-    host.log(app, "drain", "ok", generation=identifier)
+    host.log(app, "drain", "ok", generation=identifier, seconds=round(host.clock.monotonic() - began, 1))
     return f"{app}: generation {identifier} is drained."
 
 

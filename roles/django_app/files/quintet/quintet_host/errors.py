@@ -17,6 +17,14 @@ class QuintetError(Exception):
         return "\n".join([self.what, self.where, self.remedy, *(f"  | {line}" for line in self.details)])
 
 
+def as_quintet_error(app: str, error: Exception) -> QuintetError:
+    """Return the error itself, or what an operator is told of one that nobody foresaw: mostly a disk that is full."""
+    if isinstance(error, QuintetError):
+        return error
+    remedy = disk_advice(app) if isinstance(error, OSError) else "Report this with the journal."
+    return QuintetError(f"{app}: {type(error).__name__}: {error}", "", remedy)
+
+
 def disk_advice(app: str) -> str:
     """Return what to do when a file could not be written."""
     free = f"quintet prune {app}, journalctl --vacuum-size=200M, apt-get clean"

@@ -51,6 +51,10 @@ class Layout:
         """Return the directory of what changes: states, lock, log."""
         return self.root / "var/lib/quintet" / app
 
+    def kept_probes(self, app: str, identifier: str) -> Path:
+        """Return the file of the probes with which a generation became good."""
+        return self.state(app) / "probes" / f"{identifier}.json"
+
     def lease(self, app: str) -> Path:
         """Return the file of a deploy's lock, where no reboot keeps it."""
         return self.root / "run/quintet" / app / "deploy.json"

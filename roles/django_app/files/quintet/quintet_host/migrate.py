@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -140,7 +141,7 @@ def migrate(host: Host, app: str, generation: Generation) -> Migrated:
     finally:
         beside.unlink(missing_ok=True)
     migrated = _judged(host, generation, done, listener)
-    _prune_dumps(host, app, settings.keep)
+    _prune_dumps(host, app, settings)
     return migrated
 
 
@@ -170,18 +171,21 @@ def restore(host: Host, app: str, path: Path) -> None:
 
 
 def prune_dumps(host: Host, app: str) -> list[str]:
-    """Remove all dumps but the newest that are to be kept; returns their names."""
-    return _prune_dumps(host, app, Settings.of(host, app).keep)
+    """Remove all dumps but the newest that are to be kept, in number and in size; returns their names."""
+    return _prune_dumps(host, app, Settings.of(host, app))
 
 
-def _prune_dumps(host: Host, app: str, keep: int) -> list[str]:
+def _prune_dumps(host: Host, app: str, settings: Settings) -> list[str]:
     directory = _directory(host, app)
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     # Their names begin with the generation's id; what follows it is the time.
     dumps = sorted((name for name in names if DUMP_NAME.fullmatch(name)), key=lambda name: name[18:], reverse=True)
-    for name in dumps[keep:]:
+    sizes = accumulate((directory / name).stat().st_size for name in dumps)
+    # The newest stays however large it is: it is the way back from the last migration.
+    kept = 1 + sum(size <= settings.max_bytes for size in list(sizes)[1 : settings.keep])
+    for name in dumps[kept:]:
         (directory / name).unlink()
-    return sorted(dumps[keep:])
+    return sorted(dumps[kept:])
 
 
 def _run(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quintet_host.errors import QuintetError
-from quintet_host.files import read_json_object
+from quintet_host.files import read_json_object, write_json
 from quintet_host.layout import GENERATION_ID, Layout
 from quintet_host.websocket import ClosedError, HandshakeRefusedError, WebSocket, WebSocketError
 
@@ -116,16 +116,21 @@ class ProbeError(Exception):
         self.generation = generation
 
 
-def load(layout: Layout, app: str) -> Probes:
-    """Read an app's probes; raises QuintetError when they are missing or malformed."""
+def load(layout: Layout, app: str, *, of: str | None = None) -> Probes:
+    """Read an app's probes; raises QuintetError when they are missing or malformed.
+
+    They are those of the inventory, or those with which the generation `of` became good, if such are kept: its code need not
+    answer what was asked of later ones. The edge is always that of the inventory.
+    """
     path = layout.configuration(app) / "probes.json"
     value = read_json_object(path)
+    kept = read_json_object(layout.kept_probes(app, of)) if of else None
     try:
         if value is None:
             raise ValueError("no readable JSON object")
         edge = value.get("edge")
         return Probes(
-            tuple(_parse(entry) for entry in value["probes"]),
+            tuple(_parse(entry) for entry in (kept or value)["probes"]),
             Endpoint(address=edge["address"], port=int(edge["port"])) if edge else None,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -134,6 +139,15 @@ def load(layout: Layout, app: str) -> Probes:
             f"In {path}.",
             "Run the playbook that sets up this app: it writes that file.",
         ) from error
+
+
+def keep(layout: Layout, app: str, identifier: str) -> None:
+    """Keep the inventory's probes as those of a generation that has answered them; raises OSError."""
+    value = read_json_object(layout.configuration(app) / "probes.json")
+    kept = layout.kept_probes(app, identifier)
+    if value is not None and value != read_json_object(kept):
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        write_json(kept, value)
 
 
 def _parse(entry: dict[str, Any]) -> Probe:
@@ -210,12 +224,8 @@ def _http(probe: Probe, endpoint: Endpoint) -> str | None:
     answer = _json(text)
     if not probe.accepts(response.status):
         raise ProbeError(_short(f"{response.status} {text}"), probe.wanted, _generation(answer))
-    if probe.text is not None and probe.text not in text:
-        wanted = f"a text with {probe.text!r}"
-        raise ProbeError(f"{response.status} {_short(text)}", wanted, _generation(answer))
-    difference = _difference(answer, probe.expected)
-    if difference is not None:
-        raise ProbeError(f"{response.status} {_short(text)}", difference, _generation(answer))
+    if (lacks := _lacks(probe, text, answer)) is not None:
+        raise ProbeError(f"{response.status} {_short(text)}", lacks, _generation(answer))
     return _generation(answer)
 
 
@@ -244,9 +254,12 @@ def _websocket(probe: Probe, endpoint: Endpoint) -> str | None:
         try:
             websocket.open(probe.path, _headers(probe, endpoint), probe.subprotocol)
         except HandshakeRefusedError as refusal:
-            if probe.accepts(refusal.status):
-                return _generation(_json(refusal.body))
-            raise ProbeError(_short(str(refusal)), probe.wanted) from refusal
+            answer = _json(refusal.body)
+            if not probe.accepts(refusal.status):
+                raise ProbeError(_short(str(refusal)), probe.wanted) from refusal
+            if (lacks := _lacks(probe, refusal.body, answer)) is not None:
+                raise ProbeError(_short(f"{refusal.status} {refusal.body}"), lacks) from refusal
+            return _generation(answer)
         except WebSocketError as error:
             raise ProbeError(str(error), probe.wanted) from error
         if probe.status != HTTPStatus.SWITCHING_PROTOCOLS:
@@ -259,9 +272,10 @@ def _websocket(probe: Probe, endpoint: Endpoint) -> str | None:
 
 def _converse(probe: Probe, websocket: WebSocket) -> str | None:
     """Send the probe's message and wait for the wanted one; others before it (a greeting, a history) are passed over."""
-    if probe.send is None and probe.expected is None:
+    if probe.send is None and probe.expected is None and probe.text is None:
         return None
-    wanted = json.dumps(probe.expected) if probe.expected is not None else "a message"
+    wanted = "a message" if probe.text is None else f"a text with {probe.text!r}"
+    wanted = wanted if probe.expected is None else json.dumps(probe.expected)
     last = None
     try:
         if probe.send is not None:
@@ -269,7 +283,7 @@ def _converse(probe: Probe, websocket: WebSocket) -> str | None:
         while True:
             last = websocket.receive()
             answer = _json(last)
-            if _difference(answer, probe.expected) is None:
+            if _lacks(probe, last, answer) is None:
                 return _generation(answer)
     except ClosedError as closed:
         raise ProbeError(str(closed), wanted) from closed
@@ -287,9 +301,11 @@ def _json(text: str) -> Any:
         return None
 
 
-def _difference(answer: Any, expected: Mapping[str, Any] | None) -> str | None:
-    """Say what was wanted and is not in the answer, None when all of it is."""
-    for name, value in (expected or {}).items():
+def _lacks(probe: Probe, text: str, answer: Any) -> str | None:
+    """Say what the probe wants and is not in the answer, which is `answer` when read as JSON; None when all of it is."""
+    if probe.text is not None and probe.text not in text:
+        return f"a text with {probe.text!r}"
+    for name, value in (probe.expected or {}).items():
         if not isinstance(answer, dict) or name not in answer or answer[name] != value:
             return f"{json.dumps(name)}: {json.dumps(value)}"
     return None

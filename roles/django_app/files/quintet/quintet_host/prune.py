@@ -88,6 +88,8 @@ def _in_use(host: Host, app: str, identifier: str) -> bool:
     state = host.store(app).generation(identifier).state
     if state not in ("good", "failed") and _is_young(host, host.layout.generation(app, identifier)):
         return True
+    if host.system.is_any_active(units.attached_units(app, identifier)):
+        return True
     generation = find(host.layout, app, identifier)
     if generation is not None:
         return units.is_running(host, generation)

@@ -5,6 +5,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from quintet_host.errors import QuintetError
 from quintet_host.files import write_json
 from quintet_host.generation import Generation, load
 from quintet_host.host import Host
+from quintet_host.state import GenerationState
 
 VENV_TARGET = re.compile(r"\.\./\.\./venvs/([A-Za-z0-9][A-Za-z0-9._-]*)")
 COMPLETE = ".complete"
@@ -53,10 +55,18 @@ def seal(host: Host, app: str, identifier: str, manifest: dict[str, Any] | None 
     store = host.store(app)
     if store.generation(identifier).state == "good":
         return False
+    began = store.generation(identifier)
     changed = store.mark(identifier, "built", "", host.clock.now())
     if changed:
-        host.log(app, "build", "ok", generation=identifier)
+        host.log(app, "build", "ok", generation=identifier, **build_seconds(host, began))
     return changed
+
+
+def build_seconds(host: Host, began: GenerationState) -> dict[str, int]:
+    """Return what the log tells of how long a build took, given the generation's state until now."""
+    if began.state != "building" or not began.since:
+        return {}
+    return {"seconds": round((host.clock.now() - datetime.fromisoformat(began.since)).total_seconds())}
 
 
 def _seal_parts(generation: Generation, parts: dict[str, Permissions], owner: int, group: int) -> None:

@@ -68,6 +68,7 @@ class Store:
 
     def __init__(self, layout: Layout, app: str) -> None:
         self.app = app
+        self._layout = layout
         self._directory = layout.state(app)
 
     def generation(self, identifier: str) -> GenerationState:
@@ -87,7 +88,8 @@ class Store:
         return True
 
     def forget(self, identifier: str) -> None:
-        """Remove a generation's state."""
+        """Remove a generation's state, and the probes that it answered."""
+        self._layout.kept_probes(self.app, identifier).unlink(missing_ok=True)
         self._generation_file(identifier).unlink(missing_ok=True)
 
     def read(self) -> AppState:

@@ -11,7 +11,7 @@ from typing import Any
 
 from quintet_host import hooks, pool, probes, units
 from quintet_host.clock import iso
-from quintet_host.errors import QuintetError, disk_advice
+from quintet_host.errors import QuintetError, as_quintet_error
 from quintet_host.files import read_json_object, replace_link, sync_directory
 from quintet_host.generation import Generation, find, load
 from quintet_host.host import Host
@@ -102,13 +102,21 @@ def roll_back(
                 f"Deploy it first; what is on this host: quintet status {app}",
             )
         target = load(host.layout, app, _named(host, app, wanted) if wanted else _rollback_target(host, app, current))
-        if target.identifier == current:
+        state = host.store(app).read()
+        is_held = state.hold is not None and state.hold.generation == current
+        if target.identifier == current and (is_held or state.unconfirmed or not host.token):
             raise QuintetError(
                 f"{app}: already serves {current}.",
                 f"{host.layout.current(app)} names it.",
                 _choices(host, app, current),
             )
         _refuse_unless(host, target, ("good",))
+        if target.identifier == current:
+            # In a run for all hosts the others go back to it: the next one must not move this host on alone.
+            host.store(app).write(replace(state, hold=Hold(current, host.now(), host.by)))
+            host.log(app, "rollback", "ok", generation=current, before=current)
+            held = f"{app} already serves {current}; site.yml now keeps it (hold by {host.by})."
+            return Outcome(True, current, state.previous, (), held)
         missing = _migrations_missing_in(host, target, find(host.layout, app, current))
         if missing and not accept_migrations:
             raise QuintetError(
@@ -118,11 +126,13 @@ def roll_back(
                 " (rollback.yml: -e accept_migrations=true).",
             )
         hold = Hold(target.identifier, host.now(), host.by)
+        began = host.clock.monotonic()
         undo_unconfirmed(host, app, "rolled back before it was confirmed")
         if target.identifier == host.layout.current_id(app):
             state = replace(host.store(app).read(), hold=hold)
             host.store(app).write(state)
-            host.log(app, "rollback", "ok", generation=target.identifier, before=current)
+            seconds = round(host.clock.monotonic() - began, 1)
+            host.log(app, "rollback", "ok", generation=target.identifier, before=current, seconds=seconds)
             done = Outcome(True, target.identifier, state.previous, (), f"{app} now serves {target.identifier} again.")
         else:
             done = _change(host, target, "rollback", hold, confirm_within)
@@ -146,8 +156,13 @@ def confirm(host: Host, app: str, identifier: str) -> Outcome:
             )
         told = _confirmed(host, app, identifier)
         lease = read_lease(host, app)
-        began = {"deploy_began": lease.since} if lease else {}
-        host.log(app, "confirm", "ok", generation=identifier, before=state.unconfirmed.before, **began)
+        # How long the whole deploy took, from its lock on.
+        took = (
+            {"seconds": round((host.clock.now() - datetime.fromisoformat(lease.since)).total_seconds())}
+            if lease
+            else {}
+        )
+        host.log(app, "confirm", "ok", generation=identifier, before=state.unconfirmed.before, **took)
     return Outcome(True, identifier, state.previous, (), " ".join([f"{app}: generation {identifier} stays.", *told]))
 
 
@@ -178,6 +193,8 @@ def undo(host: Host, app: str, identifier: str | None, reason: str) -> Outcome:
                 units.stop_undo(host, app)
             return Outcome(False, current, None, (), f"{app}: there is no switch to take back; {current} serves.")
         went_back = undo_unconfirmed(host, app, reason)
+        if went_back:
+            on_failure(host, app, "confirm", reason, unconfirmed.generation)
         # The deploy that was to confirm it can't any more, and must not keep others out.
         end_lease(host, app, whose=unconfirmed.token)
         current = host.layout.current_id(app) or "nothing"
@@ -214,13 +231,14 @@ def undo_unconfirmed(host: Host, app: str, reason: str, *, start: bool = True) -
             host.log(app, "undo", "failed", **about, error=error.what)
             raise
         _point_current(host, app, before.identifier)
-        if store.generation(after).state != "good":  # what served before stays a way back
-            store.mark(after, "built", f"its switch was taken back: {reason}", host.clock.now())
         if start:
             units.stop_background(host, app, before.identifier)
             _start_background_again(host, before)
             units.drain_all(host, units.left_running(host, app, before.identifier))
-        pool.left(host, app, after, host.clock.now())
+        # Writing comes last: on a full disk all of the above must have happened.
+        if store.generation(after).state != "good":  # what served before stays a way back
+            store.mark(after, "built", f"its switch was taken back: {reason}", host.clock.now())
+        _left_pool(host, app, after)
         host.log(app, "undo", "ok", **about, seconds=round(host.clock.monotonic() - began, 1))
     else:
         host.log(app, "undo", "nothing to go back to", generation=after, reason=reason)
@@ -244,7 +262,9 @@ def on_failure(host: Host, app: str, step: str, reason: str, failed: str) -> Non
 
 def run_probes(host: Host, generation: Generation, *, through_edge: bool) -> list[probes.Result]:
     """Run all probes on a generation's own sockets and, if told so, through the edge; returns every result."""
-    wanted = probes.load(host.layout, generation.app)
+    hold = host.store(generation.app).read().hold
+    held = hold is not None and hold.generation == generation.identifier
+    wanted = probes.load(host.layout, generation.app, of=generation.identifier if held else None)
     results = [_probe_own(host, generation, probe) for probe in wanted.probes]
     if through_edge and wanted.edge:
         results += [_probe_edge(host, generation, probe, wanted.edge) for probe in wanted.probes]
@@ -329,7 +349,7 @@ def _repair(host: Host, generation: Generation, hold: Hold | None, confirm_withi
     app, identifier = generation.app, generation.identifier
     store = host.store(app)
     began = host.clock.now()
-    before = store.read()
+    before, since = store.read(), host.clock.monotonic()
     idle = [unit for unit, state in units.states(host, generation).items() if state != "active"]
     others = units.left_running(host, app, identifier)
     # One that runs beside it means that a change ended before its drain, perhaps before its probes.
@@ -356,10 +376,12 @@ def _repair(host: Host, generation: Generation, hold: Hold | None, confirm_withi
             for result in results:
                 _demand_ok(generation, result)
         except QuintetError as error:
-            host.log(app, "repair", "failed", generation=identifier, reason=error.what)
+            seconds = round(host.clock.monotonic() - since, 1)
+            host.log(app, "repair", "failed", generation=identifier, seconds=seconds, reason=error.what)
             where = f"Step: {step}. It is the current generation, so nothing was stopped or switched."
             raise ChangeError(_explained(host, generation, error, where, began), step, results) from error
-        host.log(app, "repair", "ok", generation=identifier, started=idle)
+        seconds = round(host.clock.monotonic() - since, 1)
+        host.log(app, "repair", "ok", generation=identifier, seconds=seconds, started=idle)
         told += [f"Started again: {', '.join(idle)}."] if idle else []
         told += ["Its switch was cut short and is now complete."] if not proven else []
     if before.hold != hold:
@@ -383,7 +405,10 @@ def _change(
     change = _Change(
         host=host,
         generation=generation,
-        wanted=probes.load(host.layout, generation.app),
+        # What a deploy switches to has to answer what the inventory asks; what is gone back to, what it was asked then.
+        wanted=probes.load(
+            host.layout, generation.app, of=None if action == "activate" and host.token else generation.identifier
+        ),
         before=store.read(),
         hold=hold,
         confirm_within=confirm_within,
@@ -391,6 +416,7 @@ def _change(
         began=host.clock.now(),
     )
     began = host.clock.monotonic()
+    confirmed: list[str] = []
 
     def log(result: str, **more: Any) -> None:
         seconds = round(host.clock.monotonic() - began, 1)
@@ -402,17 +428,20 @@ def _change(
         if confirm_within is not None:
             # Workers and hooks may have taken their time: the controller's begins now.
             _watch_on(host, generation.app, generation.identifier, confirm_within)
+        else:
+            confirmed = _confirmed(host, generation.app, generation.identifier)
     except Exception as error:
         failure = change.failure(error)
         # What once served is not spoilt by today's trouble (a database that is away): it stays a way back.
         state = "good" if store.generation(generation.identifier).state == "good" else "failed"
         reason = failure.what.removeprefix(f"{generation.app}: generation {generation.identifier}").lstrip(": ")
-        try:
-            change.take_back()
-            store.mark(generation.identifier, state, reason, host.clock.now())
-        except (OSError, QuintetError) as second:
-            # What failed first is what has to be told; the undo's timer, or the next run, does the rest.
-            host.report(str(second))
+        # Each by itself: on a full disk neither must keep the other from happening.
+        for settle in (change.take_back, lambda: store.mark(generation.identifier, state, reason, host.clock.now())):
+            try:
+                settle()
+            except (OSError, QuintetError) as second:
+                # What failed first is what has to be told; the undo's timer, or the next run, does the rest.
+                host.report(str(second))
         log("failed", step=change.step, reason=reason)
         on_failure(host, generation.app, change.step, reason, generation.identifier)
         raise failure from error
@@ -422,23 +451,31 @@ def _change(
         raise
     log("ok")
     told = [f"{generation.app} now serves {generation.identifier} (before: {change.current or 'nothing'})."]
-    told += change.warnings
-    if confirm_within is None:
-        told += _confirmed(host, generation.app, generation.identifier)
+    told += change.warnings + confirmed
     return Outcome(True, generation.identifier, change.previous, tuple(change.results), " ".join(told))
 
 
 def _confirmed(host: Host, app: str, identifier: str) -> list[str]:
     """Record that a switch stays and drain what ran before; returns what to tell the operator."""
     store = host.store(app)
+    state = store.read()
+    if state.hold is None and (host.token or not host.layout.kept_probes(app, identifier).exists()):
+        probes.keep(host.layout, app, identifier)
     # In this order: killed in between, the switch stays unconfirmed, and is taken back or confirmed as a whole.
     store.mark(identifier, "good", "", host.clock.now())
-    state = store.read()
     store.write(replace(state, unconfirmed=None))
     units.stop_undo(host, app)
     if state.unconfirmed and state.unconfirmed.before:
-        pool.left(host, app, state.unconfirmed.before, host.clock.now())
+        _left_pool(host, app, state.unconfirmed.before)
     return units.drain_all(host, units.left_running(host, app, identifier))
+
+
+def _left_pool(host: Host, app: str, identifier: str) -> None:
+    """Note in the static pool that a generation no longer serves. On a full disk its files only stay longer."""
+    try:
+        pool.left(host, app, identifier, host.clock.now())
+    except OSError as error:
+        host.report(f"could not note in the static pool that {identifier} no longer serves: {error}")
 
 
 def _watch(host: Host, app: str, identifier: str, seconds: float) -> str:
@@ -486,6 +523,8 @@ class _Change:
     step: str = "start"
     results: list[probes.Result] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    # Whether it was switched away from so lately that Nginx may still have connections to it.
+    drained: bool = False
 
     @property
     def previous(self) -> str | None:
@@ -499,7 +538,7 @@ class _Change:
         host, generation = self.host, self.generation
         app, identifier = generation.app, generation.identifier
         host.report(f"starting {identifier}")
-        units.stop_drain(host, generation)
+        self.drained = units.stop_drain(host, generation)
         units.start(host, generation)
         self.step = "probe"
         for probe in self.wanted.probes:
@@ -533,8 +572,7 @@ class _Change:
 
     def failure(self, error: Exception) -> ChangeError:
         """Return what to tell: the error, its step, the candidate's journal. To be asked before `take_back`."""
-        if not isinstance(error, QuintetError):
-            error = _as_quintet_error(self.generation.app, error)
+        error = as_quintet_error(self.generation.app, error)
         where = f"Step: {self.step} (of {', '.join(STEPS)}). The candidate is stopped; " + (
             f"{self.current} serves as before." if self.current else "nothing served before it and nothing does now."
         )
@@ -552,7 +590,8 @@ class _Change:
             if serving:
                 _start_background_again(host, serving)
         # Nginx may have connections to one that was switched to, and people may have WebSockets.
-        if not (was_switched and self.current and units.start_drain(host, self.generation).ok):
+        lingers = (was_switched and self.current) or self.drained
+        if not (lingers and units.start_drain(host, self.generation).ok):
             units.stop(host, self.generation)
         host.store(app).write(self.before)
         units.stop_undo(host, app)
@@ -561,11 +600,6 @@ class _Change:
         self.results.append(result)
         self.host.report(result.message)
         _demand_ok(self.generation, result)
-
-
-def _as_quintet_error(app: str, error: Exception) -> QuintetError:
-    what = f"{app}: {type(error).__name__}: {error}"
-    return QuintetError(what, "", disk_advice(app) if isinstance(error, OSError) else "Report this with the journal.")
 
 
 def _point_current(host: Host, app: str, identifier: str | None) -> None:

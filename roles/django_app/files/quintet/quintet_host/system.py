@@ -71,6 +71,11 @@ class System:
             )
         return dict(zip(wanted, lines, strict=True))
 
+    def is_any_active(self, pattern: str) -> bool:
+        """Say whether a unit whose name matches a pattern is doing anything."""
+        options = ["--plain", "--no-legend", "--state=active,activating,deactivating,reloading"]
+        return self._output(["systemctl", "list-units", *options, "--", pattern]).strip() != ""
+
     def make_directories(self, configuration: Path) -> Answer:
         """Create what a tmpfiles.d file describes."""
         return self._run(["systemd-tmpfiles", "--create", str(configuration)])

@@ -69,7 +69,8 @@ def run(
 def attach(host: Host, generation: Generation, command: Sequence[str], *, name: str, terminal: bool) -> int:
     """Run a command on this terminal or these pipes; returns its exit code. Any number may run at the same time."""
     options = ["--quiet", "--collect", "--wait", "--service-type=exec", "--pty" if terminal else "--pipe"]
-    options += [f"--unit=quintet-{name}-{generation.app}-{os.getpid()}.service"]
+    # With the generation's id, so that it counts as in use.
+    options += [f"--unit=quintet-{name}-{generation.app}-{generation.identifier}-{os.getpid()}.service"]
     options += [f"--description={name} of {generation.app}", *_options(generation, {})]
     return host.system.run_attached(options, _words(command))
 

@@ -33,6 +33,11 @@ def drain_unit(app: str, identifier: str) -> str:
     return f"quintet-drain-{app}-{identifier}.service"
 
 
+def attached_units(app: str, identifier: str) -> str:
+    """Return the pattern of the transient services that people have started in a generation: `quintet manage`."""
+    return f"quintet-*-{app}-{identifier}-*.service"
+
+
 def states(host: Host, generation: Generation) -> dict[str, str]:
     """Return each unit's active state."""
     return host.system.states(generation.units)
@@ -130,11 +135,13 @@ def start_drain(host: Host, generation: Generation) -> Answer:
     return host.system.run_detached(unit, description, command)
 
 
-def stop_drain(host: Host, generation: Generation) -> None:
-    """Call a generation's drain off; what it has stopped already has to be started."""
+def stop_drain(host: Host, generation: Generation) -> bool:
+    """Call a generation's drain off; what it has stopped already has to be started. Returns whether there was one."""
     unit = drain_unit(generation.app, generation.identifier)
-    if host.system.states([unit])[unit] not in STOPPED:
+    drains = host.system.states([unit])[unit] not in STOPPED
+    if drains:
         host.system.stop([unit])
+    return drains
 
 
 def stop_builds(host: Host, app: str) -> None:

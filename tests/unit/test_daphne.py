@@ -36,7 +36,9 @@ def test_all_processes_share_one_socket() -> None:
         f"daphne-shop-{number}@11111111-22222222.service" for number in (1, 2, 3)
     ]
     assert "Service=daphne-shop-1@11111111-22222222.service" in role.render("daphne.socket.j2")
-    assert "Sockets=daphne-shop@11111111-22222222.socket" in role.render("daphne.service.j2")
+    unit = role.render("daphne.service.j2")
+    assert "Sockets=daphne-shop@11111111-22222222.socket" in unit
+    assert "\nNonBlocking=yes\n" in unit
 
 
 def test_units_of_a_generation_name_it_and_install_nothing() -> None:

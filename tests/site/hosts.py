@@ -9,7 +9,8 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,26 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float = WAIT_SEC
         assert time.monotonic() - start < seconds, f"waited {seconds:.0f} s in vain: {what}"
         time.sleep(0.2)
     return time.monotonic() - start
+
+
+@contextmanager
+def full(host: Host, path: str, free: int = 0) -> Iterator[None]:
+    """Put a small file system with the same content, and with so many bytes free, over a directory of the host."""
+    over = "/mnt/full"
+    script = f"""
+        mkdir -p {over}
+        mount -t tmpfs -o size=$(( $(du -s -B1 {path} | cut -f1) * 2 + 8388608 )) tmpfs {over}
+        cp -a {path}/. {over}
+        chmod --reference={path} {over} && chown --reference={path} {over}
+        head -c {free} /dev/zero > {over}/.free
+        cat /dev/zero > {over}/.rest 2> /dev/null || rm {over}/.free
+        mount --bind {over} {path}
+    """
+    host.run("sh", "-euc", script)
+    try:
+        yield
+    finally:
+        host.run("sh", "-c", f"umount {path} && umount {over}")
 
 
 @dataclass(frozen=True)

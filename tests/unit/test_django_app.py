@@ -191,10 +191,10 @@ def test_a_worker_is_its_own_process_with_the_environment_of_the_servers() -> No
         "RestartSec=1",
         "KillSignal=SIGTERM",
         "TimeoutStopSec=60",
-        *role(BUSY).evaluate("__django_app_named.properties"),
+        *role(BUSY).evaluate("__django_app_properties | map('replace', __django_app_placeholder, '1f0c2a9e-77aa01bc')"),
     ):
         assert line in mail
-    assert not [line for line in mail if line.startswith("MemoryMax")]
+    assert {"MemoryMax=25%", "TasksMax=512", "OOMScoreAdjust=400", "OOMPolicy=continue"} <= set(mail)
     beat = section(units["worker-shop-beat-1@1f0c2a9e-77aa01bc.service"], "Service")
     assert {"KillSignal=SIGINT", "TimeoutStopSec=5", "MemoryMax=256M"} <= set(beat)
 

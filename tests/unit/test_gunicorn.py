@@ -59,6 +59,19 @@ def test_takes_the_app_of_a_loop() -> None:
     assert of_app(user="vendor").evaluate("gunicorn_group") == "vendor"
 
 
+def test_limits_are_shares_of_the_host_and_variables() -> None:
+    service = of_app().render("gunicorn.service.j2").splitlines()
+    assert {"MemoryMax=50%", "TasksMax=512", "OOMScoreAdjust=300", "OOMPolicy=continue"} <= set(service)
+    changed = of_app(gunicorn={"memory_max": "", "oom_score_adjust": 10}).render("gunicorn.service.j2")
+    assert "MemoryMax" not in changed
+    assert "OOMScoreAdjust=10\n" in changed
+
+
+def test_refuses_limits_that_systemd_could_not_read() -> None:
+    assert "gunicorn_memory_max: 'much' is no amount of memory." in problems(memory_max="much")
+    assert "gunicorn_oom_score_adjust: '2000' is no rank" in problems(oom_score_adjust=2000)
+
+
 def test_units_of_a_generation_name_it_and_install_nothing() -> None:
     app = of_app()
     socket, service = app.render("gunicorn.socket.j2"), app.render("gunicorn.service.j2")

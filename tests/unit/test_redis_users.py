@@ -70,7 +70,8 @@ class Instance:
 
     def keep(self, text: str, *, check: bool = False) -> dict[str, Any]:
         parameters = {"path": str(self.path), "users": text, "socket": str(self.socket), "loaded": str(self.loaded)}
-        return redis_users.keep(parameters, write=not check)
+        result: dict[str, Any] = redis_users.keep(parameters, write=not check)
+        return result
 
     def start(self) -> Redis:
         """Start the server with what is written."""

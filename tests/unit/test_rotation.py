@@ -12,7 +12,7 @@ from ansible_collections.quintet.django.plugins.modules import app_environment
 from test_app_environment import keep
 
 BEGIN = datetime(2026, 11, 25, 8, 0, tzinfo=UTC)
-NAMES = {"fallbacks": ["SECRET_KEY"], "overlaps": ["CHANNEL_LAYER_PASSWORD"]}
+NAMES: dict[str, Any] = {"fallbacks": ["SECRET_KEY"], "overlaps": ["CHANNEL_LAYER_PASSWORD"]}
 GENERATED: dict[str, Any] = {**NAMES, "secrets": {"SECRET_KEY": "", "CHANNEL_LAYER_PASSWORD": "", "TOKEN": ""}}
 
 
@@ -44,7 +44,8 @@ class App:
             **{"fallback_days": 15, "rotate": [], "retire": [], "rotations_elsewhere": {}},
             **{"in_use": str(self.manifest), **arguments},
         }
-        return app_environment.keep(parameters, self.directory, write=not check)
+        result: dict[str, Any] = app_environment.keep(parameters, self.directory, write=not check)
+        return result
 
     def serve(self, revision: int) -> None:
         """Let a generation with this revision serve."""
@@ -230,7 +231,10 @@ def test_the_other_hosts_follow_a_rotation(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_value_that_the_first_host_never_had_is_still_refused(app: App) -> None:
     app.deploy(**GENERATED)
-    theirs = {"generated_elsewhere": {"TOKEN": "theirs"}, "rotations_elsewhere": {"TOKEN": {"was": ["another"]}}}
+    theirs: dict[str, Any] = {
+        "generated_elsewhere": {"TOKEN": "theirs"},
+        "rotations_elsewhere": {"TOKEN": {"was": ["another"]}},
+    }
     assert app.run(1, **GENERATED, **theirs)["conflicts"] == ["TOKEN"]
 
 

@@ -324,6 +324,7 @@ def limit_problems(app: App, where: str) -> list[str]:
         "dump.max_mb": app["dump"]["max_mb"],
         "migration_lock_seconds": app["migration_lock_seconds"],
         "worker_stay_seconds": app["worker_stay_seconds"],
+        "secret_fallbacks.days": app["secret_fallbacks"]["days"],
         "static_pool.days": app["static_pool"]["days"],
         "static_pool.max_mb": app["static_pool"]["max_mb"],
     }

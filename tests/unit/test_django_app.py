@@ -33,7 +33,7 @@ def role(app: dict[str, Any], **more: Any) -> Role:
         gunicorn_rendered={"units": {}, "sockets": [], "services": [], "check": []},
         daphne_rendered={"units": {}, "sockets": [], "services": []},
         __django_app_rendered=trust_as_template("{{ __django_app_rendering }}"),
-        **more,
+        **{"__django_app_secret_names": trust_as_template("{{ __django_app_secrets.keys() | sort }}"), **more},
     )
 
 
@@ -91,6 +91,20 @@ def test_secrets_reach_the_units_as_files_or_in_the_environment() -> None:
     }
     assert role(LIVE).evaluate("__django_app_credentials") == credentials
     assert role({**LIVE, "secrets_as": "environment"}).evaluate("__django_app_credentials") == {}
+
+
+def test_an_old_value_is_one_more_secret_unless_the_app_names_it_itself() -> None:
+    assert role(LIVE).evaluate("__django_app_fallbacks") == ["SECRET_KEY"]
+    own = {"SECRET_KEY": "", "SECRET_KEY_FALLBACKS": "mine"}
+    assert role({**LIVE, "secrets": own}).evaluate("__django_app_fallbacks") == []
+    assert role({**LIVE, "environment": {"SECRET_KEY_FALLBACKS": ""}}).evaluate("__django_app_fallbacks") == []
+    assert role({**LIVE, "secrets": {"KEY": ""}}).evaluate("__django_app_fallbacks") == []
+    more = {**LIVE, "secrets": {"A": "", "B": ""}, "secret_fallbacks": {"names": ["A", "B", "C"]}}
+    assert role(more).evaluate("__django_app_fallbacks") == ["A", "B"]
+    assert role(LIVE).evaluate("__django_app_overlaps") == ["CHANNEL_LAYER_PASSWORD"]
+    assert role(APP).evaluate("__django_app_overlaps") == []
+    with_old = role(LIVE, __django_app_secret_names=["SECRET_KEY", "SECRET_KEY_FALLBACKS"])
+    assert list(with_old.evaluate("__django_app_credentials")) == ["SECRET_KEY", "SECRET_KEY_FALLBACKS"]
 
 
 def test_manage_runs_with_the_environment_the_credentials_and_the_sandbox_of_the_servers() -> None:

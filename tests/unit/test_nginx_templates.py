@@ -26,9 +26,11 @@ def render(template: str, **variables: Any) -> str:
         **load("defaults/main.yml"),
         "ansible_facts": {},
         "ansible_managed": "Ansible managed",
+        "ansible_search_path": [str(ROLE)],
     }
-    text = trust_as_template((ROLE / "templates" / template).read_text())
-    return str(Templar(DataLoader(), variables={**known, **variables}).template(text, escape_backslashes=False) or "")
+    # By the lookup, as the role does: templates include others.
+    looked_up = trust_as_template("{{ lookup('ansible.builtin.template', '" + template + "') }}")
+    return str(Templar(DataLoader(), variables={**known, **variables}).template(looked_up) or "")
 
 
 def site(**variables: Any) -> str:
@@ -61,10 +63,9 @@ def blocks(text: str, pattern: str) -> list[str]:
 
 def test_a_bare_http_site_has_one_upstream_and_one_location() -> None:
     text = site()
-    assert blocks(text, "upstream .*") == ["upstream shop-http"]
-    assert blocks(text, "location .*") == ["location /"]
-    assert blocks(text, "map .*") == []
-    assert f"    server {SERVER};\n" in block(text, "upstream shop-http")
+    assert blocks(text, "upstream .*") == ["upstream shop-http", "upstream shop-reserved"]
+    assert blocks(text, "location [/=].*") == ["location /", "location = /healthz"]
+    assert f"    server {SERVER} max_conns=256;\n" in block(text, "upstream shop-http")
     assert "include quintet/proxy.conf;" in block(text, "location /")
     assert "server_name shop.example;" in text
 
@@ -105,7 +106,7 @@ def test_an_app_with_channels_is_split_by_path() -> None:
     assert "Upgrade" not in plain
     assert "unix:/srv/shop/current/run/daphne.sock;" in block(text, "upstream shop-websocket")
     assert "keepalive" not in block(text, "upstream shop-websocket")
-    assert "unix:/srv/shop/current/run/gunicorn.sock;" in block(text, "upstream shop-http")
+    assert "unix:/srv/shop/current/run/gunicorn.sock max_conns=256;" in block(text, "upstream shop-http")
 
 
 def test_an_app_without_channels_is_not_split() -> None:
@@ -124,7 +125,7 @@ def test_the_keys_of_an_app_reach_the_site() -> None:
     assert "client_max_body_size 1m;" in text
     assert "gzip off;" in text
     assert "keepalive" not in text
-    assert "alias" not in text
+    assert "alias /srv" not in text
 
 
 def test_every_site_variable_has_its_key_in_the_app() -> None:
@@ -146,8 +147,8 @@ def test_several_servers_share_their_state_and_carry_their_options() -> None:
     upstream = block(text, "upstream shop-http")
     lines = [line.strip() for line in upstream.splitlines()]
     assert "server 10.0.0.1:8000 weight=3 max_conns=9 max_fails=0 fail_timeout=30s;" in lines
-    assert "server 10.0.0.2:8000 down;" in lines
-    assert "server [fd00::1]:8000 backup;" in lines
+    assert "server 10.0.0.2:8000 max_conns=256 down;" in lines
+    assert "server [fd00::1]:8000 max_conns=256 backup;" in lines
     assert "zone shop-http 64k;" in lines
     assert lines.index("hash $request_uri consistent;") < lines.index("keepalive 16;"), "Nginx wants the method first"
     assert "keepalive_time 10s;" in lines
@@ -166,7 +167,7 @@ def test_aliases_are_redirected_with_scheme_port_and_path() -> None:
 def test_an_asgi_only_site_needs_no_http_server() -> None:
     text = site(http_servers=[], websocket_servers=[{"server": SERVER}], websocket_paths=["/"])
     assert blocks(text, "upstream .*") == ["upstream shop-websocket"]
-    assert blocks(text, "location .*") == ["location /"]
+    assert blocks(text, "location /.*") == ["location /"]
     assert "proxy_pass http://shop-websocket;" in text
 
 

@@ -1,0 +1,85 @@
+"""Many clients of a site from many addresses at once, for a test host to run against itself (standard library only).
+
+    crowd.py ask  --sources N --each M PATH    every source asks M times at once; prints status, seconds and Retry-After of each
+    crowd.py open --sources N --each M PATH    every source opens M WebSockets at once; prints how many had which answer,
+                                               and holds them until its standard input ends
+
+The sources are 127.0.1.1, 127.0.1.2 and so on: a client of Nginx's each, and none of them exempt from anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import sys
+import time
+from collections import Counter
+
+TARGET = ("127.0.0.1", 80)
+DOMAIN = "chat.test"
+MOST_SECONDS = 90
+HANDSHAKE = (
+    f"Origin: http://{DOMAIN}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+async def begin(source: int, path: str, headers: str) -> tuple[str, float, asyncio.StreamWriter]:
+    """Send one request; returns the answer's head, the seconds that it took, and the open connection."""
+    start = time.monotonic()
+    reader, writer = await asyncio.open_connection(*TARGET, local_addr=(f"127.0.1.{source}", 0))
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: {DOMAIN}\r\n{headers}\r\n".encode())
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    return head, time.monotonic() - start, writer
+
+
+def status(head: str) -> int:
+    """Return the status of an answer."""
+    return int(head.split(" ", 2)[1])
+
+
+async def ask(arguments: argparse.Namespace) -> None:
+    """Ask, all at once, and tell how each was answered."""
+
+    async def one(source: int) -> tuple[int, float, str]:
+        head, seconds, writer = await begin(source, arguments.path, "Connection: close\r\n")
+        writer.close()
+        again = re.search(r"^Retry-After: (.*?)\r$", head, re.M)
+        return status(head), seconds, again[1] if again else ""
+
+    print("started", flush=True)
+    work = [one(source) for source in range(1, arguments.sources + 1) for _ in range(arguments.each)]
+    print(json.dumps(await asyncio.gather(*work)), flush=True)
+
+
+async def open_and_hold(arguments: argparse.Namespace) -> None:
+    """Open WebSockets, tell how each handshake was answered, and keep those that are open."""
+    held = []
+
+    async def one(source: int) -> int:
+        head, _, writer = await begin(source, arguments.path, HANDSHAKE)
+        held.append(writer)
+        return status(head)
+
+    print("started", flush=True)
+    work = [one(source) for source in range(1, arguments.sources + 1) for _ in range(arguments.each)]
+    print(json.dumps(Counter(await asyncio.gather(*work))), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("mode", choices=["ask", "open"])
+    parser.add_argument("--sources", type=int, required=True)
+    parser.add_argument("--each", type=int, required=True)
+    parser.add_argument("path")
+    arguments = parser.parse_args()
+    work = ask(arguments) if arguments.mode == "ask" else open_and_hold(arguments)
+    asyncio.run(asyncio.wait_for(work, MOST_SECONDS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,11 @@
 """Many clients of a site from many addresses at once, for a test host to run against itself (standard library only).
 
-    crowd.py ask  --sources N --each M PATH    every source asks M times at once; prints status, seconds and Retry-After of each
-    crowd.py open --sources N --each M PATH    every source opens M WebSockets at once; prints how many had which answer,
-                                               and holds them until its standard input ends
+    crowd.py ask  --first A --sources N --each M PATH    every source asks M times at once; prints status, seconds and Retry-After of each
+    crowd.py open --first A --sources N --each M PATH    every source opens M WebSockets at once; prints how many had which answer,
+                                                         and holds them until its standard input ends
+    crowd.py wait …                                      as open; who gets 429 comes back when told to, until it is in
 
-The sources are 127.0.1.1, 127.0.1.2 and so on: a client of Nginx's each, and none of them exempt from anything.
+The sources are 127.0.1.A and those after it: a client of Nginx's each, and none of them exempt from anything.
 """
 
 from __future__ import annotations
@@ -40,17 +41,26 @@ def status(head: str) -> int:
     return int(head.split(" ", 2)[1])
 
 
+def retry_after(head: str) -> int:
+    """Return the seconds after which an answer asks its client to come again, 0 when it doesn't."""
+    found = re.search(r"^Retry-After: ([0-9]+)\r$", head, re.M)
+    return int(found[1]) if found else 0
+
+
 async def ask(arguments: argparse.Namespace) -> None:
     """Ask, all at once, and tell how each was answered."""
 
-    async def one(source: int) -> tuple[int, float, str]:
+    async def one(source: int) -> tuple[int, float, int]:
         head, seconds, writer = await begin(source, arguments.path, "Connection: close\r\n")
         writer.close()
-        again = re.search(r"^Retry-After: (.*?)\r$", head, re.M)
-        return status(head), seconds, again[1] if again else ""
+        return status(head), seconds, retry_after(head)
 
     print("started", flush=True)
-    work = [one(source) for source in range(1, arguments.sources + 1) for _ in range(arguments.each)]
+    work = [
+        one(source)
+        for source in range(arguments.first, arguments.first + arguments.sources)
+        for _ in range(arguments.each)
+    ]
     print(json.dumps(await asyncio.gather(*work)), flush=True)
 
 
@@ -60,11 +70,19 @@ async def open_and_hold(arguments: argparse.Namespace) -> None:
 
     async def one(source: int) -> int:
         head, _, writer = await begin(source, arguments.path, HANDSHAKE)
+        while arguments.mode == "wait" and status(head) == 429:
+            writer.close()
+            await asyncio.sleep(retry_after(head))
+            head, _, writer = await begin(source, arguments.path, HANDSHAKE)
         held.append(writer)
         return status(head)
 
     print("started", flush=True)
-    work = [one(source) for source in range(1, arguments.sources + 1) for _ in range(arguments.each)]
+    work = [
+        one(source)
+        for source in range(arguments.first, arguments.first + arguments.sources)
+        for _ in range(arguments.each)
+    ]
     print(json.dumps(Counter(await asyncio.gather(*work))), flush=True)
     await asyncio.to_thread(sys.stdin.read)
 
@@ -72,7 +90,8 @@ async def open_and_hold(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=["ask", "open"])
+    parser.add_argument("mode", choices=["ask", "open", "wait"])
+    parser.add_argument("--first", type=int, required=True)
     parser.add_argument("--sources", type=int, required=True)
     parser.add_argument("--each", type=int, required=True)
     parser.add_argument("path")

@@ -2,7 +2,9 @@
 
 Each attack is bounded in count and time, comes from the test host's own addresses and goes to the test host alone. Beside each a
 well-behaved client, at another address, measures a page, a static file, health and a WebSocket. Its p99 may be twice what it was
-when all was quiet, and up to FLOOR_SECONDS anyway, since the attacker has the same two cores.
+just before, when all was quiet, and up to FLOOR_SECONDS anyway, since the attacker has the same cores. What else runs on the machine may
+spoil a measurement, so that one of three attempts must be good: an attack that harms, harms each time. That nobody is refused, nothing is
+restarted and memory stays bounded holds for each attempt.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hosts import Host, Site, receive, wait_for
@@ -26,10 +30,16 @@ from websockets.exceptions import ConnectionClosed
 HOST = Host(os.environ.get("OVERLOAD_HOST", "quintet-trixie"))
 SITE = Site(HOST, "chat.test")
 FLOOR_SECONDS = 0.3
+QUIET_SECONDS = 3
+ATTEMPTS = 3
+Result = TypeVar("Result")
 CROWD = Path(__file__).with_name("crowd.py").read_text()
 MESSAGE_BYTES = 1048576
 # What one Nginx worker, one Daphne process and one Gunicorn worker may have in the end, all processes of each together.
 MEMORY_BYTES = {"nginx": 400_000_000, "daphne": 700_000_000, "gunicorn": 500_000_000}
+# Clients, each with as many sockets as the scenario's limit. A socket is two of Nginx's connections, and one worker may get them all: 8,191
+# are the most for its 16,384.
+IDLE_CLIENTS, SOCKETS = 14, 500
 SERVICES = {
     "nginx": "nginx.service",
     "gunicorn": "gunicorn-chat@*.service",
@@ -45,6 +55,24 @@ def p99(seconds: list[float]) -> float:
     return ordered[max(0, min(len(ordered) - 2, int(len(ordered) * 0.99)))]
 
 
+def get(path: str) -> Callable[[], None]:
+    """Return what asks for a page, as a visitor with cookies of its own."""
+    site = Site(HOST, "chat.test")
+
+    def turn() -> None:
+        answer = site.get(path)
+        assert answer.status == 200, f"{path}: {answer.status}"
+
+    return turn
+
+
+def talk() -> None:
+    """Open a WebSocket, send and receive."""
+    with SITE.websocket("/ws/health/") as connection:
+        connection.send(json.dumps({"type": "ping"}))
+        receive(connection, "pong")
+
+
 @dataclass
 class Guest:
     """A well-behaved client: ten requests a second of each kind, one after the other, on connections of its own."""
@@ -55,10 +83,12 @@ class Guest:
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def start(self) -> None:
-        style = re.search(r"/static/chat/[^\"]+\.css", Site(HOST, "chat.test").get("/").body)
-        assert style
-        turns = {"page": self._get("/"), "file": self._get(style.group()), "health": self._get("/healthz")}
-        for kind, turn in (*turns.items(), ("websocket", self._talk())):
+        for kind, turn in {
+            "page": get("/"),
+            "file": get("/static/chat/icon.svg"),
+            "health": get("/healthz"),
+            "websocket": talk,
+        }.items():
             self._threads.append(threading.Thread(target=self._repeat, args=(kind, turn)))
             self._threads[-1].start()
 
@@ -76,23 +106,6 @@ class Guest:
                 self.problems.append(f"{kind}: {error!r}")
             self.times.setdefault(kind, []).append(time.monotonic() - start)
 
-    def _get(self, path: str) -> Callable[[], None]:
-        site = Site(HOST, "chat.test")
-
-        def turn() -> None:
-            answer = site.get(path)
-            assert answer.status == 200, f"{path}: {answer.status}"
-
-        return turn
-
-    def _talk(self) -> Callable[[], None]:
-        def turn() -> None:
-            with SITE.websocket("/ws/health/") as connection:
-                connection.send(json.dumps({"type": "ping"}))
-                receive(connection, "pong")
-
-        return turn
-
 
 @contextmanager
 def guest() -> Iterator[Guest]:
@@ -104,20 +117,13 @@ def guest() -> Iterator[Guest]:
         one.stop()
 
 
-@pytest.fixture(scope="module")
-def quiet() -> dict[str, float]:
-    with guest() as one:
-        time.sleep(8)  # a span of measuring, not a wait
-    assert not one.problems
-    return {kind: p99(seconds) for kind, seconds in one.times.items()}
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _tools() -> None:
+    wanted = "curl slowhttptest wrk"
     HOST.run(
         "sh",
         "-c",
-        "command -v slowhttptest wrk || { apt-get update -qq && apt-get install -qq -y --no-install-recommends slowhttptest wrk; }",
+        f"which {wanted} || {{ apt-get update -qq && apt-get install -qq -y --no-install-recommends {wanted}; }}",
     )
     HOST.run("sh", "-c", f"grep -q chat.test /etc/hosts || echo {HOST.address} chat.test >> /etc/hosts")
 
@@ -138,32 +144,42 @@ def memory(name: str) -> int:
     return int(float(HOST.run("sh", "-c", script, "-", SERVICES[name]).strip() or "0"))
 
 
-@contextmanager
-def unharmed(what: str, quiet: dict[str, float], ratio: float = 2.0) -> Iterator[Guest]:
-    """Measure a guest through what happens inside; nothing may be restarted, nobody refused, and it must not be slow."""
-    before = processes()
+def measure(during: Callable[[], Result]) -> tuple[dict[str, float], Result]:
+    """Return a guest's p99 by kind, in seconds, while something happens, and what that gave; the guest must be served throughout."""
     with guest() as one:
-        yield one
-    found = {kind: p99(seconds) for kind, seconds in one.times.items()}
-    shown = ", ".join(f"{kind} {found[kind] * 1000:.0f} ({quiet[kind] * 1000:.0f} quiet)" for kind in found)
-    memories = {name: memory(name) for name in MEMORY_BYTES}
-    print(f"\n{what}: p99 in ms: {shown}; MB: " + ", ".join(f"{name} {size >> 20}" for name, size in memories.items()))
+        result = during()
     assert not one.problems, one.problems[:5]
-    assert processes() == before, "something was restarted"
-    for name, most in MEMORY_BYTES.items():
-        assert 0 < memories[name] < most, f"{name}: {memories[name]} bytes"
-    for kind, seconds in found.items():
-        most_seconds = max(ratio * quiet[kind], FLOOR_SECONDS)
-        assert seconds <= most_seconds, f"{what}: {kind}: p99 {seconds:.3f} s, at most {most_seconds:.3f} s"
+    return {kind: p99(seconds) for kind, seconds in one.times.items()}, result
+
+
+def unharmed(what: str, attack: Callable[[], Result]) -> Result:
+    """Let an attack happen and show that it harms nobody; returns what it gave."""
+    before = processes()
+    for _ in range(ATTEMPTS):
+        quiet, _nothing = measure(lambda: time.sleep(QUIET_SECONDS))  # a span of measuring, not a wait
+        found, result = measure(attack)
+        memories = {name: memory(name) for name in MEMORY_BYTES}
+        shown = ", ".join(f"{kind} {found[kind] * 1000:.0f} (quiet {quiet[kind] * 1000:.0f})" for kind in found)
+        print(
+            f"\n{what}: p99 in ms: {shown}; MB: " + ", ".join(f"{name} {size >> 20}" for name, size in memories.items())
+        )
+        assert processes() == before, "something was restarted"
+        for name, most in MEMORY_BYTES.items():
+            assert 0 < memories[name] < most, f"{name}: {memories[name]} bytes"
+        slow = [kind for kind in found if found[kind] > max(2 * quiet[kind], FLOOR_SECONDS)]
+        if not slow:
+            return result
+    raise AssertionError(f"{what}: slow in each of {ATTEMPTS} attempts, the last time {slow}: {shown}")
 
 
 class Crowd:
     """crowd.py on the host."""
 
-    def __init__(self, mode: str, sources: int, each: int, path: str) -> None:
+    def __init__(self, mode: str, first: int, sources: int, each: int, path: str) -> None:
+        run = ["docker", "exec", "--interactive", HOST.name, "timeout", "100", "nice", "python3", "-c", CROWD, mode]
+        numbers = ["--first", str(first), "--sources", str(sources), "--each", str(each)]
         self._process = subprocess.Popen(
-            ["docker", "exec", "--interactive", HOST.name, "timeout", "100", "python3", "-c", CROWD]
-            + [mode, "--sources", str(sources), "--each", str(each), path],
+            [*run, *numbers, path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -183,80 +199,102 @@ class Crowd:
 
 def statuses_of(path: str, method: str = "GET") -> Counter[int]:
     """How the requests for a path were answered, by Nginx's access log."""
-    lines = HOST.run("sh", "-c", f"grep -F '\"uri\":\"{path}\"' /var/log/nginx/access.log || true").splitlines()
+    lines = HOST.run("sh", "-c", f'grep -F \'"uri":"{path}"\' /var/log/nginx/access.log || true').splitlines()
     return Counter(entry["status"] for entry in map(json.loads, lines) if entry["method"] == method)
 
 
 # ---- slow clients -------------------------------------------------------------------------------------------------
 
 SLOW = {
-    "slow headers": ["-H", "-i", "3", "-x", "24"],
-    "slow body": ["-B", "-i", "3", "-s", "8192", "-x", "24", "-t", "POST"],
-    "slow read": ["-X", "-w", "10", "-y", "20", "-n", "5", "-z", "32", "-k", "3"],
+    "headers": ["-H", "-i", "3", "-x", "24"],
+    "body": ["-B", "-i", "3", "-s", "8192", "-x", "24", "-t", "POST"],
+    "read": ["-X", "-w", "10", "-y", "20", "-n", "5", "-z", "32", "-k", "3"],
 }
 
 
-@pytest.mark.parametrize("way", SLOW)
-def test_slow_clients_hold_up_nobody(quiet: dict[str, float], way: str) -> None:
-    with unharmed(way, quiet):
-        told = HOST.run(
-            *("timeout", "40", "slowhttptest", *SLOW[way], "-c", "500", "-r", "250", "-l", "12", "-p", "3"),
-            *("-u", "http://chat.test/"),
-            check=False,
-        )
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", told)
-    assert re.search(r"service available: +YES", plain), plain[-1500:]
+def test_slow_clients_hold_up_nobody() -> None:
+    """Three ways at the same time, 500 connections each."""
+
+    def one(way: str) -> str:
+        command = [
+            "slowhttptest",
+            *SLOW[way],
+            "-c",
+            "500",
+            "-r",
+            "250",
+            "-l",
+            "10",
+            "-p",
+            "3",
+            "-u",
+            "http://chat.test/",
+        ]
+        return re.sub(r"\x1b\[[0-9;]*m", "", HOST.run("timeout", "40", *command, check=False))
+
+    def attack() -> dict[str, str]:
+        with ThreadPoolExecutor() as threads:
+            return dict(zip(SLOW, threads.map(one, SLOW), strict=True))
+
+    for way, told in unharmed("slow headers, bodies and reads", attack).items():
+        assert re.search(r"service available: +YES", told), f"{way}: {told[-1500:]}"
 
 
 # ---- floods -------------------------------------------------------------------------------------------------------
 
 
-def test_a_flood_from_one_address_is_cut_to_its_rate(quiet: dict[str, float]) -> None:
-    seconds, path = 8, f"/?flood={time.monotonic_ns()}"
-    with unharmed("request flood", quiet):
-        told = HOST.run(
-            *("timeout", "30", "nice", "-n", "19", "wrk", "-t", "1", "-c", "20", "-d", f"{seconds}s"),
-            f"http://chat.test{path}",
-        )
+def test_a_flood_from_one_address_is_cut_to_its_rate() -> None:
+    seconds = 5
+
+    def attack() -> str:
+        path = f"/?flood={time.monotonic_ns()}"
+        # Least of all for the processor: it stands for a machine elsewhere.
+        command = ["nice", "-n", "19", "wrk", "-t", "1", "-c", "400", "-d", f"{seconds}s", f"http://chat.test{path}"]
+        print(re.findall(r"Requests/sec: +[0-9.]+", HOST.run("timeout", "30", *command)))
+        return path
+
+    path = unharmed("request flood", attack)
     wait_for("Nginx to flush its log", lambda: statuses_of(path)[429] > 0)
     statuses = statuses_of(path)
-    print(re.findall(r"Requests/sec: +[0-9.]+", told), dict(statuses))
+    print(dict(statuses))
     # 50 a second and what waits its turn: no more, and not none.
     assert 50 < statuses[200] <= 50 * (seconds + 2) + 250, statuses
     assert statuses[429] > statuses[200]
     assert set(statuses) <= {200, 429, 499}
 
 
-def test_a_flood_of_handshakes_is_cut_to_its_rate(quiet: dict[str, float]) -> None:
-    with unharmed("handshake flood", quiet):
-        crowd = Crowd("open", 1, 2000, "/ws/health/")
-        statuses = json.loads(crowd.result())
+def test_a_flood_of_handshakes_is_cut_to_its_rate() -> None:
+    sources = iter(range(1, 10))
+
+    def attack() -> dict[str, int]:
+        crowd = Crowd("open", next(sources), 1, 2000, "/ws/health/")
+        statuses: dict[str, int] = json.loads(crowd.result())
         crowd.end()
+        return statuses
+
+    statuses = unharmed("handshake flood", attack)
     print(statuses)
-    assert 500 <= statuses["101"] <= 1000
+    # No more than one client may have open, of the 550 that its rate lets in.
+    assert 400 <= statuses["101"] <= SOCKETS
     assert statuses["429"] == 2000 - statuses["101"]
 
 
-def test_idle_sockets_up_to_the_limit_of_each_client(quiet: dict[str, float]) -> None:
-    sources, each = SOCKETS
-    with unharmed(f"{sources * each} idle sockets", quiet):
-        crowds = [Crowd("open", sources, each // 2, "/ws/health/")]
-        assert json.loads(crowds[0].result()) == {"101": sources * each // 2}
-        crowds.append(Crowd("open", sources, each // 2, "/ws/health/"))
-        assert json.loads(crowds[1].result()) == {"101": sources * each // 2}
-        one_more = Crowd("open", 1, 1, "/ws/health/")
-        assert json.loads(one_more.result()) == ({"429": 1} if each == 1000 else {"101": 1})
-        for crowd in (*crowds, one_more):
-            crowd.end()
-
-
-SOCKETS = (5, 1000)
+def test_idle_sockets_up_to_the_limit_of_each_client() -> None:
+    crowd = Crowd("wait", 20, IDLE_CLIENTS, SOCKETS, "/ws/health/")
+    assert json.loads(crowd.result()) == {"101": IDLE_CLIENTS * SOCKETS}
+    # By its end the rate of handshakes is no reason for a refusal any more.
+    unharmed(f"{IDLE_CLIENTS * SOCKETS} idle sockets", lambda: time.sleep(5))  # a span of measuring, not a wait
+    one_more, another = Crowd("open", 20, 1, 1, "/ws/health/"), Crowd("open", 60, 1, 1, "/ws/health/")
+    refused, welcome = json.loads(one_more.result()), json.loads(another.result())
+    for one in (crowd, one_more, another):
+        one.end()
+    assert (refused, welcome) == ({"429": 1}, {"101": 1})
 
 
 # ---- frames -------------------------------------------------------------------------------------------------------
 
 
-def test_messages_end_at_one_mebibyte(quiet: dict[str, float]) -> None:
+def test_messages_end_at_one_mebibyte() -> None:
     def outcome(fragments: list[str]) -> str:
         with SITE.websocket("/ws/health/", max_size=None) as connection:
             try:
@@ -265,7 +303,7 @@ def test_messages_end_at_one_mebibyte(quiet: dict[str, float]) -> None:
             except (ConnectionClosed, ConnectionError):
                 return "closed"
 
-    with unharmed("frames", quiet):
+    def attack() -> None:
         for _ in range(5):
             assert outcome(["x" * (MESSAGE_BYTES - 1024)]) == "too_long", "the app's own answer"
             assert outcome(["x" * (MESSAGE_BYTES + 1)]) == "closed"
@@ -273,18 +311,17 @@ def test_messages_end_at_one_mebibyte(quiet: dict[str, float]) -> None:
             assert outcome(["x" * 1024] * 1030) == "closed", "in parts it is as long"
             assert outcome([""] * 5000 + ["{}"]) == "type_missing", "empty fragments"
 
+    unharmed("frames", attack)
+
 
 # ---- an app that is slow itself -----------------------------------------------------------------------------------
 
 
 def test_a_slow_view_holds_up_neither_files_nor_health_nor_websockets() -> None:
-    crowd = Crowd("ask", 5, 80, "/wait?seconds=1")
+    crowd = Crowd("ask", 40, 5, 80, "/wait?seconds=0.5")
     wait_for("all threads to be taken", lambda: HOST.run("sh", "-c", "ss -xn | grep -c gunicorn.sock").strip() > "16")
-    one = Guest()
-    style = re.search(r"/static/chat/[^\"]+\.css", HOST.run("sh", "-c", "ls -d /srv/chat/current/static/chat/*.css").replace("/srv/chat/current", ""))
-    assert style
     seconds: dict[str, list[float]] = {"health": [], "file": [], "websocket": []}
-    turns = {"health": one._get("/healthz"), "file": one._get(style.group()), "websocket": one._talk()}
+    turns = {"health": get("/healthz"), "file": get("/static/chat/icon.svg"), "websocket": talk}
     for _ in range(20):
         for kind, turn in turns.items():
             start = time.monotonic()
@@ -299,9 +336,9 @@ def test_a_slow_view_holds_up_neither_files_nor_health_nor_websockets() -> None:
     # Sixteen are worked at and the others wait; who comes when 256 are there hears at once to come back later.
     assert set(statuses) == {200, 503}
     assert 240 <= statuses[200] <= 300, statuses
-    assert {again for status, _, again in answers if status == 503} == {"10"}
+    assert {again for status, _, again in answers if status == 503} == {10}
     assert max(took for status, took, _ in answers if status == 503) < 5
-    assert max(took for status, took, _ in answers if status == 200) > 5, "they did wait"
+    assert max(took for status, took, _ in answers if status == 200) > 3, "they did wait"
     wait_for("the page to be as fast as ever", lambda: SITE.get("/").status == 200)
 
 
@@ -314,7 +351,6 @@ def test_a_refusal_says_when_to_come_back(accept: str, kind: str) -> None:
         "for i in $(seq 40); do curl -s -o /dev/null -X POST http://chat.test/admin/login/; done;"
         f" curl -s -i -X POST -H 'Accept: {accept}' http://chat.test/admin/login/"
     )
-    HOST.run("sh", "-c", "command -v curl || apt-get install -qq -y --no-install-recommends curl")
     refused = HOST.run("sh", "-c", script)
     head, _, body = refused.replace("\r", "").partition("\n\n")
     assert head.startswith("HTTP/1.1 429"), head

@@ -325,7 +325,9 @@ def _parser() -> argparse.ArgumentParser:
     one = add("maintenance", _maintenance, "503 for people at this host's edge: on, off or status")
     _add_app(one)
     one.add_argument("state", choices=["on", "off", "status"], nargs="?", default="status", help="(status)")
-    one.add_argument("--close-websockets", action="store_true", help="close the open ones with 1012, over the drain time")
+    one.add_argument(
+        "--close-websockets", action="store_true", help="close the open ones with 1012, over the drain time"
+    )
     one = add("log", _log, "who changed what, when, and how it ended")
     _add_app(one)
     one.add_argument("-n", "--lines", metavar="N", type=_count, default=20, help="how many of the last entries (20)")

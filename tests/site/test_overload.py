@@ -266,14 +266,18 @@ def test_a_flood_from_one_address_is_cut_to_its_rate() -> None:
 def test_a_flood_of_handshakes_is_cut_to_its_rate() -> None:
     sources = iter(range(1, 10))
 
-    def attack() -> dict[str, int]:
+    def attack() -> tuple[dict[str, int], float]:
+        start = time.monotonic()
         crowd = Crowd("open", next(sources), 1, 2000, "/ws/health/")
         statuses: dict[str, int] = json.loads(crowd.result())
+        seconds = time.monotonic() - start
         crowd.end()
-        return statuses
+        return statuses, seconds
 
-    statuses = unharmed("handshake flood", attack)
-    print(statuses)
+    statuses, seconds = unharmed("handshake flood", attack)
+    print(statuses, f"in {seconds:.1f} s")
+    # Fifty at once, then fifty a second.
+    assert seconds > (statuses["101"] - 50) / 50 - 1
     # No more than one client may have open, of the 550 that its rate lets in.
     assert 400 <= statuses["101"] <= SOCKETS
     assert statuses["429"] == 2000 - statuses["101"]

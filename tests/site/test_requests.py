@@ -212,44 +212,42 @@ FORGED = [
     Row("an absolute target of a file", [f"GET file:///etc/passwd HTTP/1.1\r\nHost: {DOMAIN}"], [400, CLOSED]),
 ]
 
-# Around the aliases of static and uploaded files. Nothing of it may be a file beside them.
-PATHS = [
-    *(
-        "/static/../src/manage.py",
-        "/static/%2e%2e/src/manage.py",
-        "/static/..%2fsrc/manage.py",
-        "/static/%2e%2e%2fsrc/manage.py",
-    ),
-    *(
-        "/static../src/manage.py",
-        "/static..%2fsrc/manage.py",
-        "/static/..;/src/manage.py",
-        "/static/%252e%252e/src/manage.py",
-    ),
-    *(
-        "/static/..\\src\\manage.py",
-        "/static/%5c..%5csrc/manage.py",
-        "/static//../../src/manage.py",
-        "/static/./../src/manage.py",
-    ),
-    *(
-        "/media/../../current/src/manage.py",
-        "/media/%2e%2e/%2e%2e/current/src/manage.py",
-        "/media../current/src/manage.py",
-    ),
-    *("/media/..%2f..%2fcurrent/src/manage.py", "//static/../src/manage.py", "/static/%2e%2e/generation.json"),
-    *("/quintet-static-pool/static/chat/chat.css", "/quintet-errors/404.html", "/quintet-errors/../nginx.conf"),
-    *(
-        "/static/.hidden",
-        "/media/.hidden",
-        "/static/",
-        "/media/",
-        "/static/chat/",
-        "/static",
-        "/static/chat/../../../generation.json",
-    ),
+# Around the aliases of static and uploaded files. None may be a file beside them: units/gunicorn.conf.py is there for Nginx to read.
+BESIDE = [
+    "/static/../{}",
+    "/static/%2e%2e/{}",
+    "/static/..%2f{}",
+    "/static/%2e%2e%2f{}",
+    "/static../{}",
+    "/static..%2f{}",
+    "/static/..;/{}",
+    "/static/%252e%252e/{}",
+    "/static/..\\{}",
+    "/static/%5c..%5c{}",
+    "/static//../../{}",
+    "/static/./../{}",
+    "//static/../{}",
+    "/media/../../current/{}",
+    "/media/%2e%2e/%2e%2e/current/{}",
+    "/media/..%2f..%2fcurrent/{}",
+    "/media../current/{}",
+    "/quintet-errors/../../{}",
+    "/static/chat/../../../{}",
 ]
-OUTSIDE = [Row(path, get(path), [301, 400, 403, 404]) for path in PATHS]
+NOT_FILES = [
+    "/quintet-static-pool/static/chat/chat.css",
+    "/quintet-errors/404.html",
+    "/static/.hidden",
+    "/media/.hidden",
+    "/static/",
+    "/media/",
+    "/static/chat/",
+    "/static",
+]
+OUTSIDE = [
+    *(Row(path, get(path.format("units/gunicorn.conf.py")), [400, 404]) for path in BESIDE),
+    *(Row(path, get(path), [301, 403, 404]) for path in NOT_FILES),
+]
 
 
 @pytest.mark.parametrize("row", [*SMUGGLING, *MALFORMED, *FORGED, *OUTSIDE], ids=lambda row: row.name)

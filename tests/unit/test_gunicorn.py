@@ -107,7 +107,7 @@ def test_health_has_a_thread_when_all_others_are_taken() -> None:
     over, lines = threading.Event(), []
 
     def work(connection: SimpleNamespace) -> str:
-        line = connection.sock.recv(100).split(b"\r\n")[0].decode()
+        line: str = connection.sock.recv(100).split(b"\r\n")[0].decode()
         if "/slow" in line:
             assert over.wait(20)
         lines.append(line)
@@ -117,7 +117,8 @@ def test_health_has_a_thread_when_all_others_are_taken() -> None:
         client, server = socket.socketpair()
         clients.append(client)
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        return threads.submit(work, SimpleNamespace(sock=server))
+        future: Future[str] = threads.submit(work, SimpleNamespace(sock=server))
+        return future
 
     clients: list[socket.socket] = []
     slow = [ask("/slow") for _ in range(2)]

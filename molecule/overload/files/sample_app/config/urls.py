@@ -8,6 +8,7 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("wait", wait),
     path("tell", tell),
+    path("ws/tell", tell),  # by Daphne
     path("tell/<path:rest>", tell),
     path("fail/<int:status>", fail),
     path("", include("chat.urls")),

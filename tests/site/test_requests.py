@@ -192,6 +192,13 @@ FORGED = [
     ),
     Row("Daphne-Root-Path", get("/tell", "Daphne-Root-Path: /evil"), [200], seen={"path": "/tell"}, unseen=("/evil",)),
     Row(
+        "Daphne-Root-Path to Daphne",
+        get("/ws/tell", "Daphne-Root-Path: /evil"),
+        [200],
+        seen={"path": "/ws/tell"},
+        unseen=("/evil",),
+    ),
+    Row(
         "X-Real-IP",
         get("/tell", "X-Real-IP: 203.0.113.7", "True-Client-IP: 203.0.113.7"),
         [200],

@@ -366,3 +366,50 @@ def test_a_refusal_says_when_to_come_back(accept: str, kind: str) -> None:
     looked = HOST.run("sh", "-c", "curl -s -o /dev/null -w '%{http_code}' http://chat.test/admin/login/")
     assert looked == "200"
     assert SITE.request("POST", "/admin/login/", "a=b").status == 403
+
+
+# A second Nginx, which believes X-Forwarded-For, so that a client can have any address.
+OTHER_ADDRESSES = """
+pid /tmp/other/nginx.pid;
+error_log /tmp/other/error.log;
+events {}
+http {
+    access_log off;
+    set_real_ip_from 127.0.0.1;
+    real_ip_header X-Forwarded-For;
+    include /etc/nginx/quintet/limits.conf;
+    limit_req_zone $quintet_client zone=other:1m rate=1r/m;
+    server {
+        listen 127.0.0.1:8099;
+        limit_req zone=other;
+        location / {
+            try_files /none =204;
+        }
+    }
+}
+"""
+
+
+def test_a_client_is_an_address_or_a_network_of_ipv6() -> None:
+    HOST.run("mkdir", "--parents", "/tmp/other")
+    HOST.run("tee", "/tmp/other/nginx.conf", stdin=OTHER_ADDRESSES)
+    HOST.run("nginx", "-c", "/tmp/other/nginx.conf")
+    try:
+
+        def ask(address: str) -> str:
+            command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", f"X-Forwarded-For: {address}"]
+            return HOST.run(*command, "http://127.0.0.1:8099/")
+
+        first = [
+            "192.0.2.1",
+            "192.0.2.2",
+            "2001:db8:0:1::1",
+            "2001:db8:0:2::1",
+            "::ffff:192.0.2.3",
+            "2001:db8::a0a:a0a:a0a:a0a",
+        ]
+        again = ["192.0.2.1", "2001:db8:0:1::2", "2001:db8:0:2:ffff:ffff:ffff:ffff", "192.0.2.3", "2001:db8::1"]
+        assert {address: ask(address) for address in first} == dict.fromkeys(first, "204")
+        assert {address: ask(address) for address in again} == dict.fromkeys(again, "429")
+    finally:
+        HOST.run("nginx", "-c", "/tmp/other/nginx.conf", "-s", "quit")

@@ -27,6 +27,12 @@ def alive(connection: ClientConnection) -> bool:
     return bool(receive(connection, "pong"))
 
 
+def nginx_workers() -> set[str]:
+    """The processes of Nginx's workers, which a reload replaces."""
+    master = HOST.run("cat", "/run/nginx.pid").strip()
+    return set(HOST.run("cat", f"/proc/{master}/task/{master}/children").split())
+
+
 def closed_for_people() -> None:
     page = SITE.get("/")
     assert (page.status, page.headers["retry-after"], page.headers["cache-control"]) == (503, "300", "no-store")
@@ -39,7 +45,7 @@ def closed_for_people() -> None:
 
 
 def test_on_and_off_by_the_host_command_with_nothing_reloaded() -> None:
-    workers = HOST.run("pgrep", "--parent", HOST.run("cat", "/run/nginx.pid").strip())
+    workers = nginx_workers()
     with SITE.websocket("/ws/health/") as connection:
         assert HOST.quintet("maintenance", "chat", "on")["changed"] is True
         closed_for_people()
@@ -52,7 +58,7 @@ def test_on_and_off_by_the_host_command_with_nothing_reloaded() -> None:
     assert SITE.get("/").status == 200
     with SITE.websocket("/ws/health/") as connection:
         assert alive(connection)
-    assert HOST.run("pgrep", "--parent", HOST.run("cat", "/run/nginx.pid").strip()) == workers
+    assert nginx_workers() == workers
 
 
 def test_it_lasts_over_a_reload_and_a_restart() -> None:

@@ -154,7 +154,7 @@ def measure(during: Callable[[], Result]) -> tuple[dict[str, float], Result]:
 
 
 def calm() -> dict[str, float]:
-    """Return a guest's p99 by kind when nothing happens, once what came before has passed: thousands of sockets that end take Daphne seconds."""
+    """Return a guest's p99 by kind once what came before has passed: thousands of sockets that end take Daphne seconds."""
     for _ in range(10):
         quiet, _nothing = measure(lambda: time.sleep(QUIET_SECONDS))  # a span of measuring, not a wait
         if max(quiet.values()) < CALM_SECONDS:

@@ -21,19 +21,24 @@ from collections import Counter
 TARGET = ("127.0.0.1", 80)
 DOMAIN = "chat.test"
 MOST_SECONDS = 90
+# First bytes of frames (RFC 6455, 5.2): the last fragment, and its kind.
+PING, PONG = 0x89, 0x8A
 HANDSHAKE = (
     f"Origin: http://{DOMAIN}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
 
 
-async def begin(source: int, path: str, headers: str) -> tuple[str, float, asyncio.StreamWriter]:
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def begin(source: int, path: str, headers: str) -> tuple[str, float, Connection]:
     """Send one request; returns the answer's head, the seconds that it took, and the open connection."""
     start = time.monotonic()
     reader, writer = await asyncio.open_connection(*TARGET, local_addr=(f"127.0.1.{source}", 0))
     writer.write(f"GET {path} HTTP/1.1\r\nHost: {DOMAIN}\r\n{headers}\r\n".encode())
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    return head, time.monotonic() - start, writer
+    return head, time.monotonic() - start, (reader, writer)
 
 
 def status(head: str) -> int:
@@ -51,7 +56,7 @@ async def ask(arguments: argparse.Namespace) -> None:
     """Ask, all at once, and tell how each was answered."""
 
     async def one(source: int) -> tuple[int, float, int]:
-        head, seconds, writer = await begin(source, arguments.path, "Connection: close\r\n")
+        head, seconds, (_, writer) = await begin(source, arguments.path, "Connection: close\r\n")
         writer.close()
         return status(head), seconds, retry_after(head)
 
@@ -64,17 +69,34 @@ async def ask(arguments: argparse.Namespace) -> None:
     print(json.dumps(await asyncio.gather(*work)), flush=True)
 
 
+async def answer_pings(connection: Connection) -> None:
+    """Send each ping's bytes back, as a browser does, until the connection ends."""
+    reader, writer = connection
+    try:
+        while True:
+            kind, length = await reader.readexactly(2)
+            payload = await reader.readexactly(length)
+            if kind == PING:
+                # Masked, as a client's frames must be, by a mask that changes nothing.
+                writer.write(bytes([PONG, 0x80 | length]) + bytes(4) + payload)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        writer.close()
+
+
 async def open_and_hold(arguments: argparse.Namespace) -> None:
     """Open WebSockets, tell how each handshake was answered, and keep those that are open."""
     held = []
 
     async def one(source: int) -> int:
-        head, _, writer = await begin(source, arguments.path, HANDSHAKE)
+        head, _, connection = await begin(source, arguments.path, HANDSHAKE)
         while arguments.mode == "wait" and status(head) == 429:
-            writer.close()
+            connection[1].close()
             await asyncio.sleep(retry_after(head))
-            head, _, writer = await begin(source, arguments.path, HANDSHAKE)
-        held.append(writer)
+            head, _, connection = await begin(source, arguments.path, HANDSHAKE)
+        if status(head) == 101:
+            held.append(asyncio.create_task(answer_pings(connection)))
+        else:
+            connection[1].close()
         return status(head)
 
     print("started", flush=True)

@@ -29,7 +29,7 @@ from websockets.exceptions import ConnectionClosed
 
 HOST = Host(os.environ.get("OVERLOAD_HOST", "quintet-trixie"))
 SITE = Site(HOST, "chat.test")
-FLOOR_SECONDS = 0.3
+FLOOR_SECONDS = 0.5
 QUIET_SECONDS = 3
 CALM_SECONDS = 0.5
 ATTEMPTS = 3

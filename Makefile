@@ -71,7 +71,6 @@ test: venv ## Run everything that must pass: lint and unit tests (side by side),
 	@echo "make test: lint, unit tests, the sample app's tests and the Molecule scenarios $(SCENARIOS) all passed"
 
 # One scenario: make molecule-roles. What failed is said once more at the end.
-.PHONY: $(addprefix molecule-,$(SCENARIOS))
 $(addprefix molecule-,$(SCENARIOS)): molecule-%: venv
 	@mkdir -p .cache
 	@bash -o pipefail -c 'time molecule test --scenario-name $* 2>&1 | tee .cache/molecule-$*.log' \

@@ -614,3 +614,15 @@ def test_a_run_that_rolls_back_all_hosts_holds_one_that_is_there_already(here: M
     assert hold is not None
     assert hold.generation == A
     assert here.log() == [("rollback", "ok")]
+
+
+def test_a_probe_over_https_is_not_asked_through_a_plain_edge(here: Machine) -> None:
+    """Nginx would tell the app that it came over HTTP, and the app would redirect it."""
+    secure = {**PROBES["probes"][0], "name": "secure", "scheme": "https"}
+    path = here.layout.configuration("shop") / "probes.json"
+    path.write_text(json.dumps({**PROBES, "probes": [secure, PROBES["probes"][1]]}))
+    switch.activate(here.host, "shop", B)
+    assert here.app.asked == [("secure", "own"), ("socket", "own"), ("socket", "edge")]
+    here.app.asked.clear()
+    switch.run_probes(here.host, load(here.layout, "shop", B), through_edge=True)
+    assert here.app.asked == [("secure", "own"), ("socket", "own"), ("socket", "edge")]

@@ -107,6 +107,11 @@ class Probes:
     probes: tuple[Probe, ...]
     edge: Endpoint | None
 
+    @property
+    def through_edge(self) -> tuple[Probe, ...]:
+        """Those that can be asked through the edge: it speaks plain HTTP, and believes nobody here that it was https."""
+        return tuple(probe for probe in self.probes if self.edge and probe.scheme == "http")
+
 
 class ProbeError(Exception):
     """What a probe got and what it wanted instead; `generation` is the one that the answer named, if it did."""

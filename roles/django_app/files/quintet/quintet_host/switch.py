@@ -267,7 +267,7 @@ def run_probes(host: Host, generation: Generation, *, through_edge: bool) -> lis
     wanted = probes.load(host.layout, generation.app, of=generation.identifier if held else None)
     results = [_probe_own(host, generation, probe) for probe in wanted.probes]
     if through_edge and wanted.edge:
-        results += [_probe_edge(host, generation, probe, wanted.edge) for probe in wanted.probes]
+        results += [_probe_edge(host, generation, probe, wanted.edge) for probe in wanted.through_edge]
     return results
 
 
@@ -560,7 +560,7 @@ class _Change:
         units.start_background(host, generation)
         self.step = "edge"
         if self.wanted.edge:
-            for probe in self.wanted.probes:
+            for probe in self.wanted.through_edge:
                 self._demand(_probe_edge(host, generation, probe, self.wanted.edge))
         try:
             hooks.run(host, generation, "after_switch")

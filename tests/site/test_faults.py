@@ -276,7 +276,9 @@ class TestUnderLoad:
         assert children(gunicorn()) != workers
         assert seconds <= 8
         assert (lost.handshakes, lost.sockets) == (0, 0), load.ledger.problems
-        assert lost.requests <= UNDER_WAY, load.ledger.problems
+        # A GET whose kept connection ends without an answer is asked once more by Nginx: so this one takes two workers with it, one
+        # after the other, as the kernel's log shows.
+        assert lost.requests <= 2 * UNDER_WAY, load.ledger.problems
 
 
 # ---- candidates that fail -----------------------------------------------------------------------------------------

@@ -6,9 +6,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible.errors import AnsibleFilterError
 from ansible.plugins.action import ActionBase
+from ansible_collections.quintet.django.plugins.filter.systemd_sandbox import systemd_sandbox
 from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize, problems
 from ansible_collections.quintet.django.plugins.module_utils.source import source_problems
+
+
+def sandbox_problems(apps: list[dict[str, Any]], where: list[str]) -> list[str]:
+    """Say which directives of the apps' sandboxes are none."""
+    found = []
+    for app, place in zip(apps, where, strict=True):
+        try:
+            systemd_sandbox(app["sandbox"])
+        except AnsibleFilterError as error:
+            found.append(f"{place}.{error.message}")
+    return found
 
 
 class ActionModule(ActionBase):
@@ -28,6 +41,7 @@ class ActionModule(ActionBase):
             filled = [normalize(app, schema) for app in apps]
             where = [f"{label}[{number}]" for number in range(len(apps))]
             found = source_problems(filled, where, (task_vars or {}).get("inventory_dir"))
+            found += sandbox_problems(filled, where)
         if found:
             result.update(failed=True, msg="\n".join([*found, "Nothing was changed on any host."]), problems=found)
         else:

@@ -33,6 +33,7 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 UNIT_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
 SIGNAL = re.compile(r"SIG[A-Z0-9+-]+")
 MEMORY = re.compile(r"\d+(\.\d+)?[KMGT%]?|infinity")
+OOM_SCORE_LIMIT = 1000
 SHARED_DIRECTORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 # Users that Debian, or a package of Debian's, makes: base-passwd, systemd and the services that stand around a site.
@@ -275,10 +276,8 @@ def command_problems(app: App, where: str) -> list[str]:
             names.add(name)
             if not entry["command"].strip() or "\n" in entry["command"].strip():
                 found.append(f"{place}.command: is not one line. Write one command, or a script in the source.")
-            if entry["memory_max"] and not MEMORY.fullmatch(entry["memory_max"]):
-                found.append(
-                    f"{place}.memory_max: '{entry['memory_max']}' is no amount of memory. Write it as 512M, 2G or 40%."
-                )
+            found += resource_problems(entry, place)
+    found += resource_problems(app["commands"], f"{where}.commands")
     for number, worker in enumerate(app["workers"]):
         if not SIGNAL.fullmatch(worker["stop_signal"]):
             found.append(
@@ -289,6 +288,22 @@ def command_problems(app: App, where: str) -> list[str]:
             found.append(
                 f"{where}.timers[{number}].calendar: says no time. Write it as systemd's OnCalendar= takes it, for example hourly."
             )
+    return found
+
+
+def resource_problems(entry: App, place: str) -> list[str]:
+    """Say which limits of memory and tasks systemd would not take."""
+    found = []
+    if entry["memory_max"] and not MEMORY.fullmatch(entry["memory_max"]):
+        found.append(
+            f"{place}.memory_max: '{entry['memory_max']}' is no amount of memory. Write it as 512M, 2G or 40%."
+        )
+    if entry["tasks_max"] < 1:
+        found.append(f"{place}.tasks_max: {entry['tasks_max']} lets nothing run. Give 1 or more.")
+    if not -OOM_SCORE_LIMIT <= entry["oom_score_adjust"] <= OOM_SCORE_LIMIT:
+        found.append(
+            f"{place}.oom_score_adjust: {entry['oom_score_adjust']} is no rank for the kernel. Give a number from -1000 to 1000."
+        )
     return found
 
 
@@ -309,6 +324,7 @@ def limit_problems(app: App, where: str) -> list[str]:
         "dump.max_mb": app["dump"]["max_mb"],
         "migration_lock_seconds": app["migration_lock_seconds"],
         "worker_stay_seconds": app["worker_stay_seconds"],
+        "secret_fallbacks.days": app["secret_fallbacks"]["days"],
         "static_pool.days": app["static_pool"]["days"],
         "static_pool.max_mb": app["static_pool"]["max_mb"],
     }

@@ -33,6 +33,7 @@ NOT_IN_A_RELEASE = (
     "nginx",
     "probes",
     "redis",
+    "secret_fallbacks",
     "secrets",
     "source",
     "static_pool",

@@ -184,6 +184,26 @@ def counted_remote_tasks(directory: Path) -> Iterator[Callable[[], int]]:
         os.environ["PATH"] = path
 
 
+@contextmanager
+def full(host: Host, path: str, free: int = 0) -> Iterator[None]:
+    """Put a small file system with the same content, and with so many bytes free, over a directory of the host."""
+    over = "/mnt/full"
+    script = f"""
+        mkdir -p {over}
+        mount -t tmpfs -o size=$(( $(du -s -B1 {path} | cut -f1) * 2 + 8388608 )) tmpfs {over}
+        cp -a {path}/. {over}
+        chmod --reference={path} {over} && chown --reference={path} {over}
+        head -c {free} /dev/zero > {over}/.free
+        cat /dev/zero > {over}/.rest 2> /dev/null || rm {over}/.free
+        mount --bind {over} {path}
+    """
+    host.run("sh", "-euc", script)
+    try:
+        yield
+    finally:
+        host.run("sh", "-c", f"umount {path} && umount {over}")
+
+
 @dataclass(frozen=True)
 class Played:
     """How a run of a playbook ended."""

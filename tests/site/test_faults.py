@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import ROOT, WAIT_SECONDS, Host, Played, Site, play, receive, wait_for
+from hosts import ROOT, WAIT_SECONDS, Host, Played, Site, full, play, receive, wait_for
 from load import Background, Load, Rates, Target
 from load_report import Row, compare
 from websockets.exceptions import WebSocketException
@@ -355,26 +355,6 @@ def built(load: Load) -> str:
     return candidate
 
 
-@contextmanager
-def full(path: str, free: int = 0) -> Iterator[None]:
-    """Put a small file system with the same content, and with so many bytes free, over a directory of the host."""
-    over = "/mnt/full"
-    script = f"""
-        mkdir -p {over}
-        mount -t tmpfs -o size=$(( $(du -s -B1 {path} | cut -f1) * 2 + 8388608 )) tmpfs {over}
-        cp -a {path}/. {over}
-        chmod --reference={path} {over} && chown --reference={path} {over}
-        head -c {free} /dev/zero > {over}/.free
-        cat /dev/zero > {over}/.rest 2> /dev/null || rm {over}/.free
-        mount --bind {over} {path}
-    """
-    HOST.run("sh", "-euc", script)
-    try:
-        yield
-    finally:
-        HOST.run("sh", "-c", f"umount {path} && umount {over}")
-
-
 class TestFailingCandidates:
     @pytest.mark.parametrize("fault", FAULTS)
     def test_a_candidate_that_fails_is_kept_and_nobody_notices(self, fault: str, load: Load) -> None:
@@ -412,7 +392,7 @@ class TestFailingCandidates:
     )
     def test_a_disk_that_is_full_while_it_is_built(self, path: str, free: int, load: Load) -> None:
         before, lost = serving(), toll(load)
-        with full(path, free):
+        with full(HOST, path, free):
             played = deploy(mark=uuid.uuid4().hex)
             assert serving() == before
         fails(played, "No space left on device", f"quintet prune {APP}")
@@ -428,7 +408,7 @@ class TestFailingCandidates:
     def test_a_disk_that_is_full_when_it_is_switched_to(self, load: Load) -> None:
         before, lost = serving(), toll(load)
         earlier = status()["previous"]
-        with full(f"/var/lib/quintet/{APP}"):
+        with full(HOST, f"/var/lib/quintet/{APP}"):
             told = refused("quintet", "activate", APP, earlier)
             assert serving() == before
         assert "No space left on device" in told

@@ -68,6 +68,12 @@ def test_a_good_app_has_no_problems() -> None:
         ({"workers": [{**MAIL, "command": "a\nb"}]}, "django_apps[0].workers[0].command: is not one line."),
         ({"workers": [{**MAIL, "command": " "}]}, "django_apps[0].workers[0].command: is not one line."),
         ({"workers": [{**MAIL, "memory_max": "much"}]}, "workers[0].memory_max: 'much' is no amount of memory."),
+        ({"workers": [{**MAIL, "tasks_max": 0}]}, "workers[0].tasks_max: 0 lets nothing run."),
+        (
+            {"timers": [{**NIGHTLY, "oom_score_adjust": 1001}]},
+            "timers[0].oom_score_adjust: 1001 is no rank for the kernel.",
+        ),
+        ({"commands": {"memory_max": "x"}}, "django_apps[0].commands.memory_max: 'x' is no amount of memory."),
         ({"workers": [{**MAIL, "stop_signal": "TERM"}]}, "workers[0].stop_signal: 'TERM' is no signal."),
         ({"workers": [{**MAIL, "processes": 0}]}, "workers[0].processes: 0 is not above 0."),
         ({"workers": [{**MAIL, "stop_seconds": 0}]}, "workers[0].stop_seconds: 0 is not above 0."),

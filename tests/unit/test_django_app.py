@@ -33,7 +33,7 @@ def role(app: dict[str, Any], **more: Any) -> Role:
         gunicorn_rendered={"units": {}, "sockets": [], "services": [], "check": []},
         daphne_rendered={"units": {}, "sockets": [], "services": []},
         __django_app_rendered=trust_as_template("{{ __django_app_rendering }}"),
-        **more,
+        **{"__django_app_secret_names": trust_as_template("{{ __django_app_secrets.keys() | sort }}"), **more},
     )
 
 
@@ -91,6 +91,20 @@ def test_secrets_reach_the_units_as_files_or_in_the_environment() -> None:
     }
     assert role(LIVE).evaluate("__django_app_credentials") == credentials
     assert role({**LIVE, "secrets_as": "environment"}).evaluate("__django_app_credentials") == {}
+
+
+def test_an_old_value_is_one_more_secret_unless_the_app_names_it_itself() -> None:
+    assert role(LIVE).evaluate("__django_app_fallbacks") == ["SECRET_KEY"]
+    own = {"SECRET_KEY": "", "SECRET_KEY_FALLBACKS": "mine"}
+    assert role({**LIVE, "secrets": own}).evaluate("__django_app_fallbacks") == []
+    assert role({**LIVE, "environment": {"SECRET_KEY_FALLBACKS": ""}}).evaluate("__django_app_fallbacks") == []
+    assert role({**LIVE, "secrets": {"KEY": ""}}).evaluate("__django_app_fallbacks") == []
+    more = {**LIVE, "secrets": {"A": "", "B": ""}, "secret_fallbacks": {"names": ["A", "B", "C"]}}
+    assert role(more).evaluate("__django_app_fallbacks") == ["A", "B"]
+    assert role(LIVE).evaluate("__django_app_overlaps") == ["CHANNEL_LAYER_PASSWORD"]
+    assert role(APP).evaluate("__django_app_overlaps") == []
+    with_old = role(LIVE, __django_app_secret_names=["SECRET_KEY", "SECRET_KEY_FALLBACKS"])
+    assert list(with_old.evaluate("__django_app_credentials")) == ["SECRET_KEY", "SECRET_KEY_FALLBACKS"]
 
 
 def test_manage_runs_with_the_environment_the_credentials_and_the_sandbox_of_the_servers() -> None:
@@ -191,10 +205,10 @@ def test_a_worker_is_its_own_process_with_the_environment_of_the_servers() -> No
         "RestartSec=1",
         "KillSignal=SIGTERM",
         "TimeoutStopSec=60",
-        *role(BUSY).evaluate("__django_app_named.properties"),
+        *role(BUSY).evaluate("__django_app_properties | map('replace', __django_app_placeholder, '1f0c2a9e-77aa01bc')"),
     ):
         assert line in mail
-    assert not [line for line in mail if line.startswith("MemoryMax")]
+    assert {"MemoryMax=25%", "TasksMax=512", "OOMScoreAdjust=400", "OOMPolicy=continue"} <= set(mail)
     beat = section(units["worker-shop-beat-1@1f0c2a9e-77aa01bc.service"], "Service")
     assert {"KillSignal=SIGINT", "TimeoutStopSec=5", "MemoryMax=256M"} <= set(beat)
 

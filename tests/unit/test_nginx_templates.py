@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ def render(template: str, **variables: Any) -> str:
         **load("defaults/main.yml"),
         "ansible_facts": {},
         "ansible_managed": "Ansible managed",
+        "ansible_search_path": [str(ROLE)],
     }
-    text = trust_as_template((ROLE / "templates" / template).read_text())
-    return str(Templar(DataLoader(), variables={**known, **variables}).template(text, escape_backslashes=False) or "")
+    # By the lookup, as the role does: templates include others.
+    looked_up = trust_as_template("{{ lookup('ansible.builtin.template', '" + template + "') }}")
+    return str(Templar(DataLoader(), variables={**known, **variables}).template(looked_up) or "")
 
 
 def site(**variables: Any) -> str:
@@ -61,10 +64,9 @@ def blocks(text: str, pattern: str) -> list[str]:
 
 def test_a_bare_http_site_has_one_upstream_and_one_location() -> None:
     text = site()
-    assert blocks(text, "upstream .*") == ["upstream shop-http"]
-    assert blocks(text, "location .*") == ["location /"]
-    assert blocks(text, "map .*") == []
-    assert f"    server {SERVER};\n" in block(text, "upstream shop-http")
+    assert blocks(text, "upstream .*") == ["upstream shop-http", "upstream shop-reserved"]
+    assert blocks(text, "location [/=].*") == ["location /", "location = /healthz"]
+    assert f"    server {SERVER} max_conns=256;\n" in block(text, "upstream shop-http")
     assert "include quintet/proxy.conf;" in block(text, "location /")
     assert "server_name shop.example;" in text
 
@@ -105,7 +107,7 @@ def test_an_app_with_channels_is_split_by_path() -> None:
     assert "Upgrade" not in plain
     assert "unix:/srv/shop/current/run/daphne.sock;" in block(text, "upstream shop-websocket")
     assert "keepalive" not in block(text, "upstream shop-websocket")
-    assert "unix:/srv/shop/current/run/gunicorn.sock;" in block(text, "upstream shop-http")
+    assert "unix:/srv/shop/current/run/gunicorn.sock max_conns=256;" in block(text, "upstream shop-http")
 
 
 def test_an_app_without_channels_is_not_split() -> None:
@@ -124,7 +126,7 @@ def test_the_keys_of_an_app_reach_the_site() -> None:
     assert "client_max_body_size 1m;" in text
     assert "gzip off;" in text
     assert "keepalive" not in text
-    assert "alias" not in text
+    assert "alias /srv" not in text
 
 
 def test_every_site_variable_has_its_key_in_the_app() -> None:
@@ -146,8 +148,8 @@ def test_several_servers_share_their_state_and_carry_their_options() -> None:
     upstream = block(text, "upstream shop-http")
     lines = [line.strip() for line in upstream.splitlines()]
     assert "server 10.0.0.1:8000 weight=3 max_conns=9 max_fails=0 fail_timeout=30s;" in lines
-    assert "server 10.0.0.2:8000 down;" in lines
-    assert "server [fd00::1]:8000 backup;" in lines
+    assert "server 10.0.0.2:8000 max_conns=256 down;" in lines
+    assert "server [fd00::1]:8000 max_conns=256 backup;" in lines
     assert "zone shop-http 64k;" in lines
     assert lines.index("hash $request_uri consistent;") < lines.index("keepalive 16;"), "Nginx wants the method first"
     assert "keepalive_time 10s;" in lines
@@ -166,7 +168,7 @@ def test_aliases_are_redirected_with_scheme_port_and_path() -> None:
 def test_an_asgi_only_site_needs_no_http_server() -> None:
     text = site(http_servers=[], websocket_servers=[{"server": SERVER}], websocket_paths=["/"])
     assert blocks(text, "upstream .*") == ["upstream shop-websocket"]
-    assert blocks(text, "location .*") == ["location /"]
+    assert blocks(text, "location /.*") == ["location /"]
     assert "proxy_pass http://shop-websocket;" in text
 
 
@@ -371,3 +373,176 @@ def test_the_specs_name_every_default_with_its_value() -> None:
         )
         if "default" in options[name]:
             assert options[name]["default"] == resolved, name
+
+
+# ---- what each client may -----------------------------------------------------------------------------------------
+
+
+def matched(text: str, variable: str, value: str) -> str:
+    """Return what a map of the configuration makes of a value, as Nginx would: the first regular expression that fits, else the default."""
+    lines = block(text, variable).splitlines()
+    entries = [re.fullmatch(r' *"?~(\*?)(.*?)"? (\S+);', line) for line in lines]
+    for found in filter(None, entries):
+        if re.search(found[2], value, re.IGNORECASE if found[1] else 0):
+            return found[3].strip('"')
+    return re.search(r"default (\S+);", block(text, variable))[1].strip('"')  # type: ignore[index]
+
+
+def test_limits_are_made_for_an_office() -> None:
+    text = app_site(asgi="config.asgi:application", websocket_paths=["/ws/"])
+    for line in (
+        "limit_req_zone $quintet_shop_request zone=shop-requests:10m rate=50r/s;",
+        "limit_req_zone $quintet_shop_handshake zone=shop-handshakes:10m rate=50r/s;",
+        "limit_req zone=shop-requests burst=200 delay=50;",
+        "limit_req zone=shop-handshakes burst=500 delay=50;",
+        "limit_conn shop-connections 100;",
+        "limit_conn shop-files 1000;",
+        "limit_conn shop-websockets 1000;",
+    ):
+        assert line in text
+    assert "shop-strict" not in text
+
+
+def test_each_limit_can_be_set_and_left_out() -> None:
+    numbers = {
+        "limit_requests": 7,
+        "limit_requests_burst": 5,
+        "limit_websockets": 3,
+        "limit_strict": 9,
+        "limit_strict_burst": 4,
+    }
+    text = app_site(
+        asgi="a:b",
+        websocket_paths=["/ws/"],
+        nginx={
+            **numbers,
+            "limit_handshakes": 0,
+            "limit_connections": 0,
+            "limit_strict_paths": ["/login/"],
+            "http_max_conns": 0,
+        },
+    )
+    assert "rate=7r/s;" in text
+    assert "limit_req zone=shop-requests burst=5 delay=5;" in text
+    assert "limit_conn shop-websockets 3;" in text
+    assert "zone=shop-strict:10m rate=9r/m;" in text
+    assert "limit_req zone=shop-strict burst=4 nodelay;" in text
+    for absent in ("handshakes", "shop-connections", "max_conns"):
+        assert absent not in text
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "path", "kind"),
+    [
+        ("", "/", "request"),
+        ("websocket", "/", "request"),
+        ("websocket", "/ws/room/", "handshake"),
+        ("", "/ws/room/", "request"),
+        ("websocket", "/static/a.css", "file"),
+        ("", "/static/a.css", "file"),
+        ("", "/media/a.png", "file"),
+        ("", "/x/static/a.css", "request"),
+        ("websocket", "/x/ws/", "request"),
+        ("", "/quintet-errors/429.html", "error"),
+    ],
+)
+def test_what_a_request_is_counted_as(upgrade: str, path: str, kind: str) -> None:
+    text = app_site(asgi="a:b", websocket_paths=["/ws/"])
+    assert matched(text, 'map "$quintet_upgrade:$uri" $quintet_shop_kind', f"{upgrade}:{path}") == kind
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "strict"), [("POST", "/login/", "1"), ("GET", "/login/", "0"), ("POST", "/", "0")]
+)
+def test_what_a_stricter_limit_counts(method: str, path: str, strict: str) -> None:
+    text = app_site(nginx={"limit_strict_paths": ["/login/"]})
+    assert matched(text, 'map "$request_method:$uri" $quintet_shop_tries', f"{method}:{path}") == strict
+
+
+@pytest.mark.parametrize(
+    ("origin", "foreign"),
+    [
+        ("https://a.example", "0"),
+        ("http://A.example:8000", "0"),
+        ("https://a-example", "1"),
+        ("https://a.example.evil", "1"),
+        ("", "1"),
+    ],
+)
+def test_whose_pages_may_open_websockets(origin: str, foreign: str) -> None:
+    text = app_site(asgi="a:b", websocket_paths=["/ws/"], nginx={"websocket_origins": ["a.example"]})
+    assert matched(text, 'map "$quintet_upgrade:$http_origin" $quintet_shop_foreign', f"websocket:{origin}") == foreign
+    assert matched(text, 'map "$quintet_upgrade:$http_origin" $quintet_shop_foreign', f":{origin}") == "0"
+    assert "if ($quintet_shop_foreign)" in block(text, "location /ws/")
+    assert "_foreign" not in app_site(asgi="a:b", websocket_paths=["/ws/"])
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        (bytes([192, 0, 2, 7]), bytes([192, 0, 2, 7])),
+        (bytes(10) + b"\xff\xff" + bytes([192, 0, 2, 7]), bytes([192, 0, 2, 7])),
+        (bytes(range(16)), bytes(range(8))),
+        (b"\n" * 16, b"\n" * 8),
+    ],
+)
+def test_a_client_is_an_address_or_a_network(address: bytes, client: bytes) -> None:
+    text = render("limits.conf.j2")
+    patterns = re.findall(r'"~(.*)" \$quintet_client_', block(text, "map $binary_remote_addr $quintet_client"))
+    assert len(patterns) == 2
+    found = [re.search(pattern.replace(r"\z", r"\Z").replace("(?<", "(?P<").encode(), address) for pattern in patterns]
+    assert next((match[1] for match in found if match), address) == client
+
+
+def test_what_the_edge_adds_to_answers() -> None:
+    text = app_site(nginx={"security_headers": {"X-Frame-Options": "", "Permissions-Policy": "camera=()"}})
+    assert "X-Frame-Options" not in text
+    assert (
+        'map $upstream_http_permissions_policy $quintet_shop_permissions_policy {\n    default "";\n    "" "camera=()";'
+        in text
+    )
+    for head in ("location ^~ /static/", "location ^~ /media/", "location ^~ /quintet-errors/"):
+        assert "add_header Permissions-Policy $quintet_shop_permissions_policy always;" in block(text, head)
+
+
+def test_maintenance_is_a_file_that_some_pass() -> None:
+    text = app_site(nginx={"maintenance_bypass": ["192.0.2.0/24"], "maintenance_retry_after": 60})
+    assert "if (-f /var/lib/quintet-edge/shop.maintenance)" in text
+    assert "127.0.0.1 1;\n    ::1 1;\n    192.0.2.0/24 1;" in block(text, "geo $quintet_shop_bypass")
+    retry = 'map "$status:$quintet_503" $quintet_shop_retry_after'
+    for value, seconds in {
+        "503:maintenance": "60",
+        "503:unavailable": "10",
+        "429:unavailable": "5",
+        "404:unavailable": "",
+    }.items():
+        assert matched(text, retry, value) == seconds
+
+
+def test_pages_of_errors_are_small_and_need_nothing_else() -> None:
+    for page in load("vars/main.yml")["__nginx_error_pages"].values():
+        html, program = render("error.html.j2", page=page), render("error.json.j2", page=page)
+        assert html.startswith("<!doctype html>")
+        assert page["text"] in html
+        assert len(html) < 1024
+        assert not re.search(r"https?:|src=|href=|Ansible|quintet", html)
+        assert json.loads(program) == {"error": page["title"], "message": page["text"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"limit_exempt": ["office"]}, "'office' is no address"),
+        ({"maintenance_bypass": ["10.0.0.1; }"]}, "'10.0.0.1; }' is no address"),
+        ({"limit_requests": -1}, "nginx_site_limit_requests: -1 is below 0"),
+        ({"limit_strict_paths": ["login"]}, "'login' is no path"),
+        ({"limit_strict_paths": ["/login/"], "limit_strict": 0}, "would let none through"),
+        ({"reserved_paths": ["/a b"]}, "'/a b' is no path"),
+        ({"websocket_origins": ["https://a.example"]}, "'https://a.example' is no host name"),
+        ({"security_headers": {"X-A": 'a"; }'}}, "cannot be a header"),
+        ({"security_headers": {"X A": "b"}}, "cannot be a header"),
+    ],
+)
+def test_what_the_edge_would_misread_is_refused(settings: dict[str, Any], said: str) -> None:
+    app = {"name": "shop", "domains": ["shop.example"], "nginx": settings}
+    assert said in render("site_faults.j2", django_app=app)

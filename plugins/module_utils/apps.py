@@ -123,21 +123,29 @@ def normalize(app: App, schema: Schema) -> App:
     if filled["channel_layer"] is None:
         filled["channel_layer"] = filled["asgi"] != ""
     probes = filled["probes"] or [with_defaults({"path": "/"}, schema["probes"]["options"])]
-    filled["probes"] = [complete_probe(probe, filled["domains"]) for probe in probes]
+    # YAML reads off as false.
+    filled["tls"] = str(filled["nginx"].get("tls", filled["tls"])).replace("False", "off")
+    scheme = "http" if filled["tls"] == "off" else "https"
+    filled["probes"] = [complete_probe(probe, filled["domains"], scheme) for probe in probes]
     for hooks in filled["hooks"].values():
         for hook in hooks:
             hook["name"] = hook["name"] or hook["command"].strip()
     return filled
 
 
-def complete_probe(probe: dict[str, Any], domains: list[str]) -> dict[str, Any]:
-    """Return a probe as the host command reads it: all said, None for what does not matter."""
+def complete_probe(probe: dict[str, Any], domains: list[str], scheme: str) -> dict[str, Any]:
+    """Return a probe as the host command reads it: all said, None for what does not matter.
+
+    `scheme` is that of probes that name none.
+    """
     host = probe["host"] or next(iter(domains), "localhost")
+    scheme = probe["scheme"] or scheme
     return {
         **probe,
+        "scheme": scheme,
         "name": probe["name"] or f"{probe['kind']} {probe['path']}",
         "host": host,
-        "origin": probe["origin"] or f"{probe['scheme']}://{host}",
+        "origin": probe["origin"] or f"{scheme}://{host}",
         **{key: probe[key] or None for key in ("subprotocol", "send", "status", "json", "text")},
     }
 

@@ -37,6 +37,7 @@ NOT_IN_A_RELEASE = (
     "secrets",
     "source",
     "static_pool",
+    "tls",
 )
 
 

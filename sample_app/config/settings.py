@@ -29,6 +29,9 @@ CSRF_TRUSTED_ORIGINS = items(text("CSRF_TRUSTED_ORIGINS", ""))
 # The edge overwrites this header, so that it can be believed.
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
+# Where nobody comes over plain HTTP, no cookie goes over it either. The edge redirects, and tells browsers to come by HTTPS.
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = flag("HTTPS_ONLY")
+
 INSTALLED_APPS = [
     # Makes runserver speak WebSocket. In production it would only load Twisted into Gunicorn.
     *(["daphne"] if DEBUG else []),

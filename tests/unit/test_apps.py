@@ -54,6 +54,7 @@ def test_a_good_app_has_no_problems() -> None:
         ({"environment": {"A": "1\n2"}}, "django_apps[0].environment.A: is not one line of text."),
         ({"environment": {"STATIC_ROOT": "/"}}, "environment.STATIC_ROOT: the roles set this variable themselves."),
         ({"environment": {"K": "1"}, "secrets": {"K": "2"}}, "django_apps[0].environment.K: is in secrets too."),
+        ({"tls": "on"}, "django_apps[0]: value of tls must be one of: off, self_signed, provided"),
         ({"shared": ["../x"]}, "django_apps[0].shared: '../x' can't be a directory"),
         ({"shared": ["/etc"]}, "django_apps[0].shared: '/etc' can't be a directory"),
         ({"shared": ["media", "media/private"]}, "django_apps[0].shared: 'media/private' lies in 'media'"),
@@ -129,6 +130,25 @@ def test_defaults_are_filled_in_at_every_depth() -> None:
     assert app["probes"][0]["timeout_seconds"] == 10
     assert app["dump"] == {"enabled": True, "keep": 3, "max_mb": 10240}
     assert app["hooks"]["on_failure"] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "tls", "scheme"),
+    [
+        ({}, "off", "http"),
+        ({"tls": False}, "off", "http"),  # what YAML makes of off
+        ({"tls": "self_signed"}, "self_signed", "https"),
+        ({"tls": "off", "nginx": {"tls": "provided"}}, "provided", "https"),
+        ({"tls": "provided", "nginx": {"tls": False}}, "off", "http"),
+    ],
+)
+def test_probes_come_by_the_way_that_people_come(given: dict[str, Any], tls: str, scheme: str) -> None:
+    assert said({**SHOP, **given}) == ""
+    app = normalize({**SHOP, **given, "probes": [{"path": "/x"}, {"path": "/y", "scheme": "http"}]}, SCHEMA)
+    assert app["tls"] == tls
+    first, second = app["probes"]
+    assert (first["scheme"], first["origin"]) == (scheme, f"{scheme}://shop.example.org")
+    assert (second["scheme"], second["origin"]) == ("http", "http://shop.example.org")
 
 
 def test_a_hook_without_a_name_is_called_by_its_command() -> None:

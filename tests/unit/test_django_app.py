@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ansible.template import trust_as_template
 from ansible_collections.quintet.django.plugins.module_utils.controller import identity
-from rendering import ROOT, Role
+from rendering import ROOT, Role, load
 
 APP: dict[str, Any] = {"name": "shop", "domains": ["shop.test", "www.shop.test"], "source": {"directory": "src"}}
 LIVE = {**APP, "asgi": "config.asgi:application"}
@@ -50,6 +50,32 @@ def test_an_app_with_channels_finds_its_database_and_its_channel_layer() -> None
         "DATABASE_URL": "postgresql://shop@%2Fvar%2Frun%2Fpostgresql/shop",
         "CHANNEL_LAYER_URL": "unix://shop@/run/redis-shop/redis.sock",
     }
+
+
+def test_an_app_learns_whether_all_come_by_https() -> None:
+    assert environment(tls="self_signed")["HTTPS_ONLY"] == "1"
+    assert "HTTPS_ONLY" not in environment(tls="self_signed", nginx={"tls_redirect": 0})
+    assert "HTTPS_ONLY" not in environment(tls=False)
+    assert environment(tls="self_signed", environment={"HTTPS_ONLY": "0"})["HTTPS_ONLY"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("change", "port", "tls_port"),
+    [
+        ({}, 80, None),
+        ({"tls": "self_signed"}, None, 443),
+        ({"tls": "self_signed", "nginx": {"tls_redirect": 0}}, 80, 443),
+    ],
+)
+def test_a_switch_is_probed_by_the_ways_that_the_edge_has(
+    change: dict[str, Any], port: int | None, tls_port: int | None
+) -> None:
+    tasks: Any = load(ROOT / "roles/django_app/tasks/prepare.yml")
+    (edge,) = [
+        task["vars"]["__django_app_probes"]["edge"] for task in tasks if "__django_app_probes" in task.get("vars", {})
+    ]
+    found = role({**LIVE, **change}, django_app_edge_port=80, edge=edge).evaluate("edge")
+    assert found == {"address": "127.0.0.1", "port": port, "tls_port": tls_port}
 
 
 def test_values_may_be_templates_and_numbers_may_be_text() -> None:

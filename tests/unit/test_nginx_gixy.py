@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_nginx_templates import render
+from test_nginx_templates import CERTIFICATE, TRIXIE, render
 
 APP = {
     "name": "shop",
@@ -17,6 +17,7 @@ APP = {
     "aliases": ["www.shop.example"],
     "asgi": "config.asgi:application",
     "websocket_paths": ["/ws/"],
+    "tls": "self_signed",
     "nginx": {
         "limit_strict_paths": ["/admin/login/"],
         "streamed_paths": ["/upload/"],
@@ -27,6 +28,8 @@ APP = {
 # What gixy says of this configuration, and why it stays.
 KNOWN = {
     "worker_rlimit_nofile_vs_connections": "connections to the apps count among worker_connections, so 2,048 more are for files",
+    "ssl_ecdh_curve": "only where nginx -V tells of an OpenSSL that has the group",
+    "default_server_flag": "the first server is the default, unless a site that has an address says that it is",
     "try_files_is_evil_too": "open_file_cache would show old files after a switch",
 }
 
@@ -35,9 +38,22 @@ def findings(tmp_path: Path, more: str = "") -> list[dict[str, Any]]:
     """Write a tree as it is on a host, and return what gixy finds in it."""
     tree = tmp_path / "quintet"
     (tree / "sites").mkdir(parents=True)
-    for name in ("nginx.conf", "http.conf", "limits.conf", "listen.conf", "proxy.conf"):
-        (tree / name).write_text(render(f"{name}.j2", nginx_trusted_proxies=["10.0.0.1"]))
-    (tree / "sites/shop.conf").write_text(render("site.conf.j2", django_app=APP) + more)
+    for name in (
+        "nginx.conf",
+        "http.conf",
+        "limits.conf",
+        "listen.conf",
+        "proxy.conf",
+        "listen_tls.conf",
+        "servers/unknown_tls.conf",
+    ):
+        (tree / name).parent.mkdir(exist_ok=True)
+        settings = {"nginx_trusted_proxies": ["10.0.0.1"], "__nginx_build": TRIXIE, "default_server": ""}
+        (tree / name).write_text(render(f"{Path(name).name}.j2", **settings))
+    (tree / "tls_intermediate.conf").write_text(render("tls.conf.j2", __nginx_build=TRIXIE, profile="intermediate"))
+    (tree / "sites/shop.conf").write_text(
+        render("site.conf.j2", django_app=APP, __nginx_site_certificate=CERTIFICATE) + more
+    )
     (tree / "tree.conf").touch()
     (tmp_path / "nginx.conf").write_text("include quintet/nginx.conf;\n")
     gixy = Path(sys.executable).with_name("gixy")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from rendering import Role
 
 ROLE = Path(__file__).parents[2] / "roles/nginx"
 SERVER = "unix:/run/shop/gunicorn.sock"
@@ -546,3 +547,196 @@ def test_pages_of_errors_are_small_and_need_nothing_else() -> None:
 def test_what_the_edge_would_misread_is_refused(settings: dict[str, Any], said: str) -> None:
     app = {"name": "shop", "domains": ["shop.example"], "nginx": settings}
     assert said in render("site_faults.j2", django_app=app)
+
+
+BOOKWORM = {
+    "stderr": "nginx version: nginx/1.22.1\nbuilt with OpenSSL 3.0.15 3 Sep 2024 (running with OpenSSL 3.0.19 27 Jan 2026)\n"
+    "configure arguments: --with-http_v2_module"
+}
+TRIXIE = {
+    "stderr": "nginx version: nginx/1.26.3\nbuilt with OpenSSL 3.5.7 9 Jun 2026\n"
+    "configure arguments: --with-http_v2_module --with-http_v3_module"
+}
+IPV6 = {"all_ipv6_addresses": ["2001:db8::7"]}
+CERTIFICATE = "/etc/nginx/quintet-tls/shop/0123456789abcdef"
+
+
+def secure_site(**app: Any) -> str:
+    app = {"name": "shop", "domains": ["shop.example"], "tls": "self_signed", **app}
+    assert render("site_faults.j2", django_app=app).strip() == ""
+    return render("site.conf.j2", django_app=app, __nginx_site_certificate=CERTIFICATE)
+
+
+def servers(text: str) -> list[str]:
+    return re.findall(r"^server \{\n(.*?)^\}\n", text, re.M | re.S)
+
+
+def test_without_tls_nothing_of_it_is_in_a_site() -> None:
+    # What YAML reads off as is off, too.
+    for tls in ("off", False):
+        text = app_site(tls=tls, aliases=["old.example"])
+        assert not re.search("tls|ssl|443|Strict|Alt-Svc|https:", text)
+        assert "include quintet/listen.conf;" in text
+
+
+def test_with_tls_plain_http_is_redirected_to_the_same_name() -> None:
+    redirect, alias, main = servers(secure_site(aliases=["old.example"]))
+    assert "include quintet/listen.conf;" in redirect
+    assert "server_name shop.example old.example;" in redirect
+    assert "return 308 https://$host$request_uri;" in redirect
+    for server in (alias, main):
+        assert "listen.conf" not in server
+        assert "include quintet/listen_tls.conf;\n    include quintet/tls_intermediate.conf;" in server
+        assert f"ssl_certificate {CERTIFICATE}/certificate.pem;" in server
+        assert f"ssl_certificate_key {CERTIFICATE}/key.pem;" in server
+    assert "return 308 $quintet_scheme://shop.example$quintet_port$request_uri;" in alias
+
+
+def test_the_redirect_may_be_another_or_none_and_knows_the_port() -> None:
+    assert "return 301 https://$host$request_uri;" in secure_site(nginx={"tls_redirect": 301})
+    (both,) = servers(secure_site(nginx={"tls_redirect": 0}))
+    assert "include quintet/listen.conf;\n    include quintet/listen_tls.conf;" in both
+    app = {"name": "shop", "domains": ["shop.example"], "tls": "self_signed"}
+    text = render("site.conf.j2", django_app=app, __nginx_site_certificate=CERTIFICATE, nginx_https_port=8443)
+    assert "return 308 https://$host:8443$request_uri;" in text
+
+
+def test_every_location_with_headers_of_its_own_says_hsts_and_http3() -> None:
+    text = secure_site(asgi="config.asgi:application", aliases=["old.example"])
+    for body in re.findall(r"\{\n([^{}]*add_header[^{}]*)", text):
+        assert "add_header Strict-Transport-Security $quintet_shop_hsts always;" in body
+        assert "add_header Alt-Svc $quintet_alt_svc always;" in body
+
+
+@pytest.mark.parametrize(
+    ("settings", "value"),
+    [
+        ({}, "max-age=300"),
+        ({"tls_hsts": 0}, "max-age=0"),
+        ({"tls_hsts": 63072000, "tls_hsts_subdomains": True}, "max-age=63072000; includeSubDomains"),
+        (
+            {"tls_hsts": 63072000, "tls_hsts_subdomains": True, "tls_hsts_preload": True},
+            "max-age=63072000; includeSubDomains; preload",
+        ),
+    ],
+)
+def test_hsts_is_short_unless_told_otherwise_and_over_tls_alone(settings: dict[str, Any], value: str) -> None:
+    text = secure_site(nginx=settings)
+    head = 'map "$https:$upstream_http_strict_transport_security" $quintet_shop_hsts'
+    assert block(text, head) == f'    default "";\n    "on:" "{value}";\n'
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tls_hsts_preload": True}, "nginx_site_tls_hsts_preload: browsers' lists take no site"),
+        ({"tls_hsts_preload": True, "tls_hsts": 63072000}, "nginx_site_tls_hsts_preload"),
+        ({"tls_hsts_preload": True, "tls_hsts_subdomains": True, "tls_hsts": 86400}, "nginx_site_tls_hsts_preload"),
+        ({"tls_hsts": -1}, "nginx_site_tls_hsts: -1 is below 0"),
+        ({"tls_days": 2}, "nginx_site_tls_days: 2 leaves no time"),
+    ],
+)
+def test_promises_that_cannot_be_kept_are_refused(settings: dict[str, Any], said: str) -> None:
+    app = {"name": "shop", "domains": ["shop.example"], "tls": "self_signed", "nginx": settings}
+    assert said in render("site_faults.j2", django_app=app)
+
+
+def test_who_asks_for_an_address_names_no_host_in_tls() -> None:
+    assert "include quintet/listen_tls_default.conf;" in secure_site(domains=["192.0.2.7", "shop.example"])
+    assert "include quintet/listen_tls_default.conf;" in secure_site(aliases=["[2001:db8::7]"])
+    assert "listen_tls_default" not in secure_site(domains=["10.example", "1.2.3.4.example"])
+
+
+def test_the_certificate_that_is_signed_here_is_for_all_names() -> None:
+    names = {
+        "nginx_site_domains": ["Shop.example", "*.shop.example", "192.0.2.7"],
+        "nginx_site_aliases": ["[2001:db8::7]"],
+    }
+    role = Role("nginx", nginx_site_name="shop", **names)
+    assert sorted(role.evaluate("__nginx_site_alternative_names")) == [
+        "DNS:*.shop.example",
+        "DNS:shop.example",
+        "IP:192.0.2.7",
+        "IP:2001:db8::7",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("renewal", "names", "good"),
+    [(True, ["DNS:b", "DNS:a"], True), (False, ["DNS:a", "DNS:b"], False), (True, ["DNS:a"], False)],
+)
+def test_a_certificate_is_kept_while_it_is_for_the_names_and_not_near_its_end(
+    renewal: bool, names: list[str], good: bool
+) -> None:
+    found = {"valid_at": {"renewal": renewal}, "subject_alt_name": names}
+    role = Role("nginx", nginx_site_name="x", nginx_site_domains=["a", "b"], __nginx_self_signed_found=found)
+    assert role.evaluate("__nginx_self_signed_is_good") is good
+    role = Role(
+        "nginx", nginx_site_name="x", nginx_site_domains=["a"], __nginx_self_signed_found={"msg": "No such file"}
+    )
+    assert role.evaluate("__nginx_self_signed_is_good") is False
+
+
+@pytest.mark.parametrize(
+    ("build", "facts", "lines"),
+    [
+        (BOOKWORM, {}, ["listen 443 ssl http2;"]),
+        (BOOKWORM, IPV6, ["listen 443 ssl http2;", "listen [::]:443 ssl http2;"]),
+        (TRIXIE, {}, ["listen 443 ssl;", "http2 on;", "listen 443 quic;"]),
+        (
+            TRIXIE,
+            IPV6,
+            ["listen 443 ssl;", "listen [::]:443 ssl;", "http2 on;", "listen 443 quic;", "listen [::]:443 quic;"],
+        ),
+        ({}, {}, ["listen 443 ssl http2;"]),
+    ],
+)
+def test_http2_and_http3_are_as_the_build_has_them(
+    build: dict[str, Any], facts: dict[str, Any], lines: list[str]
+) -> None:
+    text = render("listen_tls.conf.j2", __nginx_build=build, ansible_facts=facts, default_server="")
+    assert [line for line in text.splitlines() if not line.startswith("#")] == lines
+
+
+def test_http3_can_be_left_out() -> None:
+    assert "quic" not in render("listen_tls.conf.j2", __nginx_build=TRIXIE, nginx_http3=False, default_server="")
+    assert "h3=" not in render("http.conf.j2", __nginx_build=TRIXIE, nginx_http3=False)
+    assert "h3=" not in render("http.conf.j2", __nginx_build=BOOKWORM)
+    assert """"on" 'h3=":443"; ma=3600';""" in render("http.conf.j2", __nginx_build=TRIXIE)
+
+
+def test_the_address_is_the_default_server_where_a_site_has_one() -> None:
+    text = render("listen_tls.conf.j2", __nginx_build=TRIXIE, default_server=" default_server")
+    assert re.findall("^listen .*", text, re.M) == ["listen 443 ssl default_server;", "listen 443 quic default_server;"]
+
+
+def test_unknown_names_are_refused_before_a_certificate_is_shown() -> None:
+    for build in (BOOKWORM, TRIXIE):
+        text = render("unknown_tls.conf.j2", __nginx_build=build, ansible_facts=IPV6)
+        assert "ssl_reject_handshake on;" in text
+        assert "server_name ~.;" in text
+        assert "default_server" not in text
+        assert "backlog=4096" in text
+    assert "listen 443 quic reuseport;" in text
+
+
+def test_the_profiles_are_mozillas() -> None:
+    new = render("tls.conf.j2", __nginx_build=TRIXIE, profile="intermediate")
+    assert "ssl_protocols TLSv1.2 TLSv1.3;" in new
+    (ciphers,) = re.findall("^ssl_ciphers (.*);", new, re.M)
+    assert all(
+        re.fullmatch("ECDHE-(ECDSA|RSA)-(AES(128|256)-GCM-SHA(256|384)|CHACHA20-POLY1305)", one)
+        for one in ciphers.split(":")
+    )
+    assert len(ciphers.split(":")) == 6
+    assert "ssl_ecdh_curve X25519MLKEM768:X25519:prime256v1:secp384r1;" in new
+    assert "ssl_ecdh_curve X25519:prime256v1:secp384r1;" in render(
+        "tls.conf.j2", __nginx_build=BOOKWORM, profile="intermediate"
+    )
+    for line in ("ssl_prefer_server_ciphers off;", "ssl_session_tickets off;"):
+        assert line in new
+    assert "stapling" not in new
+    assert "dhparam" not in new
+    modern = render("tls.conf.j2", __nginx_build=TRIXIE, profile="modern")
+    assert "ssl_protocols TLSv1.3;" in modern
+    assert "ssl_ciphers ECDHE-PSK-CHACHA20-POLY1305;" in modern, "Nginx ignores a second site's protocols"

@@ -330,7 +330,16 @@ def test_a_dump_needs_the_databases_client(change: dict[str, Any], has_client: b
 def test_a_quick_deploy_notices_what_it_would_not_see_to() -> None:
     prepared = role(LIVE).evaluate("__django_app_prepared")
     assert role({**LIVE, "environment": {"A": "1"}, "wsgi": "x:y"}).evaluate("__django_app_prepared") == prepared
-    for change in ({"packages": ["gettext"]}, {"user": "keeper"}, {"database": False}, {"channel_layer": False}):
+    of_last_year = {"nginx": {"tls_certificate": "2026.pem", "tls_key": "2026.key"}}
+    assert role({**LIVE, **of_last_year}).evaluate("__django_app_prepared") == prepared
+    for change in (
+        {"tls": "self_signed"},
+        {"nginx": {"tls_hsts": 0}},
+        {"packages": ["gettext"]},
+        {"user": "keeper"},
+        {"database": False},
+        {"channel_layer": False},
+    ):
         assert role({**LIVE, **change}).evaluate("__django_app_prepared") != prepared
 
 

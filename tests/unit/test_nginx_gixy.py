@@ -48,7 +48,12 @@ def findings(tmp_path: Path, more: str = "") -> list[dict[str, Any]]:
         "servers/unknown_tls.conf",
     ):
         (tree / name).parent.mkdir(exist_ok=True)
-        settings = {"nginx_trusted_proxies": ["10.0.0.1"], "__nginx_build": TRIXIE, "default_server": ""}
+        settings = {
+            "nginx_trusted_proxies": ["10.0.0.1"],
+            "__nginx_build": TRIXIE,
+            "nginx_http3": True,
+            "default_server": "",
+        }
         (tree / name).write_text(render(f"{Path(name).name}.j2", **settings))
     (tree / "tls_intermediate.conf").write_text(render("tls.conf.j2", __nginx_build=TRIXIE, profile="intermediate"))
     (tree / "sites/shop.conf").write_text(

@@ -694,25 +694,25 @@ def test_a_certificate_is_kept_while_it_is_for_the_names_and_not_near_its_end(
 def test_http2_and_http3_are_as_the_build_has_them(
     build: dict[str, Any], facts: dict[str, Any], lines: list[str]
 ) -> None:
-    text = render("listen_tls.conf.j2", __nginx_build=build, ansible_facts=facts, default_server="")
+    text = render("listen_tls.conf.j2", __nginx_build=build, ansible_facts=facts, nginx_http3=True, default_server="")
     assert [line for line in text.splitlines() if not line.startswith("#")] == lines
 
 
-def test_http3_can_be_left_out() -> None:
-    assert "quic" not in render("listen_tls.conf.j2", __nginx_build=TRIXIE, nginx_http3=False, default_server="")
-    assert "h3=" not in render("http.conf.j2", __nginx_build=TRIXIE, nginx_http3=False)
-    assert "h3=" not in render("http.conf.j2", __nginx_build=BOOKWORM)
-    assert """"on" 'h3=":443"; ma=3600';""" in render("http.conf.j2", __nginx_build=TRIXIE)
+def test_http3_must_be_asked_for() -> None:
+    assert "quic" not in render("listen_tls.conf.j2", __nginx_build=TRIXIE, default_server="")
+    assert "h3=" not in render("http.conf.j2", __nginx_build=TRIXIE)
+    assert "h3=" not in render("http.conf.j2", __nginx_build=BOOKWORM, nginx_http3=True)
+    assert """"on" 'h3=":443"; ma=3600';""" in render("http.conf.j2", __nginx_build=TRIXIE, nginx_http3=True)
 
 
 def test_the_address_is_the_default_server_where_a_site_has_one() -> None:
-    text = render("listen_tls.conf.j2", __nginx_build=TRIXIE, default_server=" default_server")
+    text = render("listen_tls.conf.j2", __nginx_build=TRIXIE, nginx_http3=True, default_server=" default_server")
     assert re.findall("^listen .*", text, re.M) == ["listen 443 ssl default_server;", "listen 443 quic default_server;"]
 
 
 def test_unknown_names_are_refused_before_a_certificate_is_shown() -> None:
     for build in (BOOKWORM, TRIXIE):
-        text = render("unknown_tls.conf.j2", __nginx_build=build, ansible_facts=IPV6)
+        text = render("unknown_tls.conf.j2", __nginx_build=build, nginx_http3=True, ansible_facts=IPV6)
         assert "ssl_reject_handshake on;" in text
         assert "server_name ~.;" in text
         assert "default_server" not in text

@@ -259,6 +259,14 @@ def value_problems(app: App, where: str) -> list[str]:
         found.append(
             f"{where}.keep_generations: {app['keep_generations']} leaves nothing to go back to. Keep 2 or more."
         )
+    if app["tls"] == "acme":
+        found += [
+            f"{where}.{key}: '{domain}' can get no certificate by tls: acme, which asks a site at its names. "
+            "Take it from the app, or give a certificate with tls: provided."
+            for key in ("domains", "aliases")
+            for domain in app[key]
+            if re.match(r"[*\[]|[0-9.]+$", str(domain))
+        ]
     return found + command_problems(app, where) + limit_problems(app, where)
 
 

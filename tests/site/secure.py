@@ -6,9 +6,10 @@ import http.client
 import os
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,52 @@ def chat(host: Host) -> SecureSite:
 def shop(host: Host) -> SecureSite:
     """Return the site whose certificate was provided."""
     return SecureSite(host, "shop.test", authority=provided("authority.pem").read_text())
+
+
+@dataclass
+class Visits:
+    """Requests on new connections, one after the other, while something changes."""
+
+    path: str
+    failures: list[str] = field(default_factory=list)
+    served: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    count: int = 0
+
+    def visit(self, site: SecureSite) -> None:
+        """Ask once, and note whose certificate that was."""
+        try:
+            with site.connected() as connection:
+                serial = int(str((connection.getpeercert() or {})["serialNumber"]), 16)
+                asked = f"GET {self.path} HTTP/1.1\r\nHost: {site.domain}\r\nConnection: close\r\n\r\n"
+                connection.sendall(asked.encode())
+                answer = http.client.HTTPResponse(connection)
+                answer.begin()
+                answer.read()
+            assert answer.status == 200, answer.status
+        except (OSError, http.client.HTTPException, AssertionError) as error:
+            self.failures.append(f"{site.host.name} {site.domain}: {error!r}")
+        else:
+            serials = self.served.setdefault((site.host.name, site.domain), [])
+            if serials[-1:] != [serial]:
+                serials.append(serial)
+        self.count += 1
+
+
+@contextmanager
+def visited(*sites: SecureSite, path: str = "/") -> Iterator[Visits]:
+    """Keep visiting the sites, about 20 times a second each."""
+    visits, stop = Visits(path), threading.Event()
+
+    def go(site: SecureSite) -> None:
+        while not stop.wait(0.05):
+            visits.visit(site)
+
+    threads = [threading.Thread(target=go, args=(site,)) for site in sites]
+    for thread in threads:
+        thread.start()
+    try:
+        yield visits
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()

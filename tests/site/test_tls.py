@@ -9,16 +9,13 @@ import re
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from hosts import ROOT, Host, Site, play, play_well, receive
-from secure import AUTHORITY, SecureSite, chat, provided, shop
+from secure import AUTHORITY, SecureSite, chat, provided, shop, visited
 from websockets.exceptions import InvalidStatus
 
 HOSTS = [Host(name) for name in os.environ.get("TLS_HOSTS", "quintet-tls-bookworm quintet-tls-trixie").split()]
@@ -360,55 +357,6 @@ def test_check_mode_tells_of_new_certificates_without_having_them() -> None:
     assert "would have a certificate signed for chat.test, www.chat.test" in played.text
     assert played.count(BOOKWORM.name, "changed") == 3, played.changed_tasks
     assert chat(BOOKWORM).get("/healthz").status == 200
-
-
-@dataclass
-class Visits:
-    """Requests on new connections, one after the other, while something changes."""
-
-    sites: list[SecureSite]
-    failures: list[str] = field(default_factory=list)
-    served: dict[tuple[str, str], list[int]] = field(default_factory=dict)
-    count: int = 0
-
-    def visit(self, site: SecureSite) -> None:
-        """Ask once, and note whose certificate that was."""
-        try:
-            with site.connected() as connection:
-                serial = int(str((connection.getpeercert() or {})["serialNumber"]), 16)
-                asked = f"GET / HTTP/1.1\r\nHost: {site.domain}\r\nConnection: close\r\n\r\n"
-                connection.sendall(asked.encode())
-                answer = http.client.HTTPResponse(connection)
-                answer.begin()
-                answer.read()
-            assert answer.status == 200, answer.status
-        except (OSError, http.client.HTTPException, AssertionError) as error:
-            self.failures.append(f"{site.host.name} {site.domain}: {error!r}")
-        else:
-            serials = self.served.setdefault((site.host.name, site.domain), [])
-            if serials[-1:] != [serial]:
-                serials.append(serial)
-        self.count += 1
-
-
-@contextmanager
-def visited(*sites: SecureSite) -> Iterator[Visits]:
-    """Keep visiting the sites, about 20 times a second each."""
-    visits, stop = Visits(list(sites)), threading.Event()
-
-    def go(site: SecureSite) -> None:
-        while not stop.wait(0.05):
-            visits.visit(site)
-
-    threads = [threading.Thread(target=go, args=(site,)) for site in sites]
-    for thread in threads:
-        thread.start()
-    try:
-        yield visits
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_new_certificates_are_served_and_no_connection_is_dropped() -> None:

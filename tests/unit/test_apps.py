@@ -54,7 +54,15 @@ def test_a_good_app_has_no_problems() -> None:
         ({"environment": {"A": "1\n2"}}, "django_apps[0].environment.A: is not one line of text."),
         ({"environment": {"STATIC_ROOT": "/"}}, "environment.STATIC_ROOT: the roles set this variable themselves."),
         ({"environment": {"K": "1"}, "secrets": {"K": "2"}}, "django_apps[0].environment.K: is in secrets too."),
-        ({"tls": "on"}, "django_apps[0]: value of tls must be one of: off, self_signed, provided"),
+        ({"tls": "on"}, "django_apps[0]: value of tls must be one of: off, self_signed, provided, acme"),
+        (
+            {"tls": "acme", "domains": ["a.org", "*.a.org"]},
+            "django_apps[0].domains: '*.a.org' can get no certificate by tls: acme",
+        ),
+        (
+            {"tls": "acme", "domains": ["192.0.2.7"]},
+            "django_apps[0].domains: '192.0.2.7' can get no certificate by tls: acme",
+        ),
         ({"shared": ["../x"]}, "django_apps[0].shared: '../x' can't be a directory"),
         ({"shared": ["/etc"]}, "django_apps[0].shared: '/etc' can't be a directory"),
         ({"shared": ["media", "media/private"]}, "django_apps[0].shared: 'media/private' lies in 'media'"),

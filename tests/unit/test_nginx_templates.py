@@ -647,6 +647,49 @@ def test_who_asks_for_an_address_names_no_host_in_tls() -> None:
     assert "listen_tls_default" not in secure_site(domains=["10.example", "1.2.3.4.example"])
 
 
+def test_by_acme_the_authoritys_questions_are_answered_by_plain_http() -> None:
+    for app in ({}, {"nginx": {"tls_redirect": 0}}):
+        text = secure_site(tls="acme", **app)
+        (plain,) = [one for one in servers(text) if "include quintet/listen.conf;" in one]
+        challenge = block(plain, "location ^~ /.well-known/acme-challenge/")
+        assert "root /var/lib/quintet-edge/challenges;" in challenge
+    # Maintenance lasts for days at times.
+    assert "if ($uri ~ ^/(quintet-errors|[.]well-known/acme-challenge)/) {" in text
+    assert "acme-challenge" not in secure_site()
+
+
+def test_by_acme_the_host_changes_its_certificate_by_itself() -> None:
+    role = Role("nginx", nginx_site_name="shop", nginx_site_domains=["a.test"], nginx_site_tls="acme")
+    assert role.evaluate("__nginx_site_certificate") == "/etc/nginx/quintet-tls/shop/acme"
+    files = {one["path"]: one for one in role.evaluate("__nginx_acme_files")}
+    assert json.loads(files["/etc/nginx/quintet-tls/shop/acme.json"]["content"]) == {
+        "names": ["a.test"],
+        "directory": "",
+        "staging": False,
+        "email": "",
+        "bundle": "",
+        "port": 443,
+    }
+    assert "/etc/nginx/quintet-tls/shop/acme-authority.pem" not in files
+
+
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [
+        ({"domains": ["a.test", "*.a.test"]}, "nginx_site_tls: '*.a.test' can get no certificate by acme"),
+        ({"domains": ["192.0.2.7"]}, "nginx_site_tls: '192.0.2.7' can get no certificate by acme"),
+        (
+            {"nginx": {"tls_acme_staging": True, "tls_acme_directory": "https://a.test/"}},
+            "nginx_site_tls_acme_staging: is true, and",
+        ),
+        ({"nginx": {"tls_acme_directory": "a.test"}}, "nginx_site_tls_acme_directory: 'a.test' is no directory"),
+    ],
+)
+def test_what_acme_cannot_do_is_refused(app: dict[str, Any], said: str) -> None:
+    given = {"name": "shop", "domains": ["shop.example"], "tls": "acme", **app}
+    assert said in render("site_faults.j2", django_app=given)
+
+
 def test_the_certificate_that_is_signed_here_is_for_all_names() -> None:
     names = {
         "nginx_site_domains": ["Shop.example", "*.shop.example", "192.0.2.7"],

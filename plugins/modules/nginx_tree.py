@@ -148,10 +148,8 @@ class Companion:
     of: Sequence[str]
 
     def is_wanted(self, tree: Tree) -> bool:
-        """Say whether another file of the tree includes one of those."""
-        return any(
-            f"include quintet/{name};" in text for path, text in tree.items() if path != self.path for name in self.of
-        )
+        """Say whether a file of the tree, in which it is not itself, includes one of those."""
+        return any(f"include quintet/{name};" in text for text in tree.values() for name in self.of)
 
 
 @dataclass(frozen=True)

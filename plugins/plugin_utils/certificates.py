@@ -127,6 +127,6 @@ def covers(pattern: str, name: str) -> bool:
     try:
         wanted = str(ipaddress.ip_address(wanted.strip("[]")))
     except ValueError:
-        if pattern.startswith("*.") and not wanted.startswith("*."):
+        if pattern.startswith("*."):
             return wanted.partition(".")[2] == pattern[2:]
     return wanted == pattern

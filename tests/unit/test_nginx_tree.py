@@ -352,6 +352,13 @@ def test_a_certificate_goes_with_the_last_tree_that_names_it(layout: Any, server
         )
 
 
+def test_a_certificate_stays_while_other_files_change(layout: Any, server: FakeNginx) -> None:
+    a, first = certificate(layout, "a")
+    for number in range(4):
+        apply(server, {**HOST, **first, "http.conf": f"# {number}\n"})
+    assert (a / "key.pem").exists()
+
+
 def test_a_certificate_that_nginx_refuses_takes_none_along(layout: Any, server: FakeNginx) -> None:
     a, first = certificate(layout, "a")
     apply(server, {**HOST, **first})

@@ -134,11 +134,11 @@ class Visits:
 
 @contextmanager
 def visited(*sites: SecureSite, path: str = "/") -> Iterator[Visits]:
-    """Keep visiting the sites, about 20 times a second each."""
+    """Keep visiting the sites, about ten times a second each."""
     visits, stop = Visits(path), threading.Event()
 
     def go(site: SecureSite) -> None:
-        while not stop.wait(0.05):
+        while not stop.wait(0.1):
             visits.visit(site)
 
     threads = [threading.Thread(target=go, args=(site,)) for site in sites]

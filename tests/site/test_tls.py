@@ -93,7 +93,8 @@ def test_for_other_names_no_certificate_is_shown(host: Host, name: str | None) -
 def test_a_request_for_another_host_than_tls_was_asked_for_gets_nothing(host: Host) -> None:
     with pytest.raises(http.client.RemoteDisconnected):
         chat(host).get("/", {"Host": "unknown.test"})
-    assert curl(host, "--header", "Host: unknown.test", "https://chat.test/").startswith("HTTP/2 421")
+    told = curl(host, "--header", "Host: unknown.test", "https://chat.test/")
+    assert re.match(r"HTTP/2 421|curl: \(92\)", told), told
 
 
 # ---- what is spoken ---------------------------------------------------------------------------------------------------
@@ -352,7 +353,16 @@ def test_a_stranger_to_the_playbooks_is_told_the_same() -> None:
 
 def test_check_mode_tells_of_new_certificates_without_having_them() -> None:
     played = play_well(
-        "site.yml", "--check", "--tags", "nginx", "-e", "shop_certificate=second", "-e", "chat_tls_days=1200"
+        "site.yml",
+        "--check",
+        "--tags",
+        "nginx",
+        "--limit",
+        BOOKWORM.name,
+        "-e",
+        "shop_certificate=second",
+        "-e",
+        "chat_tls_days=1200",
     )
     assert "would have a certificate signed for chat.test, www.chat.test" in played.text
     assert played.count(BOOKWORM.name, "changed") == 3, played.changed_tasks
@@ -388,7 +398,7 @@ def test_new_certificates_are_served_and_no_connection_is_dropped() -> None:
 
 def test_nothing_is_left_to_change() -> None:
     # The whole of it, for what was done by --tags nginx alone.
-    again = play_well("site.yml", "-e", "shop_certificate=second")
+    again = play_well("site.yml", "--limit", BOOKWORM.name, "-e", "shop_certificate=second")
     assert not again.changed, again.changed_tasks
     # What the trees no longer name is gone.
     for host in HOSTS:

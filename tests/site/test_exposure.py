@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 from hosts import Host, wait_for
 
-HOSTS = [Host("quintet-bookworm"), Host("quintet-trixie")]
+HOSTS = [Host("quintet-intruder-bookworm"), Host("quintet-intruder-trixie")]
 MOST = 1.5
 # Of what is not ours: see docs/hardening.md for what it was before.
 MOST_OF = {"nginx": 3.0, "postgresql": 3.5}

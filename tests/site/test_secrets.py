@@ -22,7 +22,7 @@ import pytest
 from canaries import Sightings, files_with, local_files_with, readers, seen_in, watched
 from hosts import Host, Played, Site, play, play_well, receive
 
-HOST = Host("quintet-trixie")
+HOST = Host("quintet-secrets")
 HOME = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent"))
 TALKATIVE = ("--diff", "-vvv")
 APPS = ("chat", "plain")

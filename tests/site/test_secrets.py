@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 from canaries import Sightings, files_with, local_files_with, readers, seen_in, watched
-from hosts import Host, Played, Site, play, play_well, receive
+from hosts import Host, Played, Site, hooking, managing, play, play_well, receive
 
 HOST = Host("quintet-secrets")
 HOME = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent"))
@@ -111,8 +112,10 @@ def evidence(vault_password: None) -> Evidence:
 
     def run(name: str, *arguments: str) -> None:
         # Watched for what is a secret before the run; what a rotation makes is one in the next.
+        began = time.monotonic()
         with watched(found.canaries, HOST) as host, watched(found.canaries) as controller:
             found.played[name] = play(*arguments, *TALKATIVE)
+        print(f"\n{name}: {time.monotonic() - began:.0f} s", end="")
         found.host.add({"rounds": host.rounds, "seen": host.seen})
         found.controller.add({"rounds": controller.rounds, "seen": controller.seen})
         found.canaries |= known()
@@ -218,6 +221,9 @@ def test_the_watch_sees_a_planted_one() -> None:
     assert {(place, name) for place, _, name, _ in controller.seen} == {("cmdline", "one"), ("cmdline", "two")}
 
 
+CHATS_UNITS = "gunicorn-chat|daphne-chat-1|worker-chat-idle-1|timer-chat-idle"
+
+
 def entitled(path: str) -> list[str] | None:
     """Return who, besides root, may read a file that has a secret; None for a file that must have none."""
     if re.fullmatch(r"/etc/quintet/(chat|plain)/(secrets|rotations)\.json", path):
@@ -226,18 +232,23 @@ def entitled(path: str) -> list[str] | None:
         return []
     if re.fullmatch(r"/etc/telling/(TOKEN|environment)|/etc/redis-chat/administrator", path):
         return []
-    units = re.fullmatch(
-        r"/run/credentials/(?:(?:gunicorn|daphne)-)(chat|telling_hello)(?:-1)?(?:@[0-9a-f-]+)?\.service/\w+", path
-    )
-    return [units.group(1)] if units else None
+    # Of a service, which alone sees its own. Those that have their secrets in the environment are not among them.
+    unit = re.fullmatch(r"/run/credentials/([^/]+)\.service/\w+", path)
+    if unit and re.fullmatch(
+        rf"({CHATS_UNITS})@[0-9a-f]{{8}}-[0-9a-f]{{8}}|quintet-(hook|manage)-chat(-[0-9a-f-]+)?", unit[1]
+    ):
+        return ["chat"]
+    return ["telling_hello"] if unit and unit[1] == "gunicorn-telling_hello" else None
 
 
 def test_nothing_is_in_a_file_but_those_of_root_and_of_who_needs_it(evidence: Evidence) -> None:
     planted = {"planted": f"canary-planted-{uuid.uuid4().hex}"}
     HOST.run("sh", "-c", "umask 022; cat > /var/tmp/planted~", stdin=planted["planted"])
+    HOST.run("systemctl", "start", "--no-block", f"timer-chat-idle@{HOST.current('chat')}.service")
     try:
-        paths = files_with(HOST, {**evidence.canaries, **planted})
-        found = readers(HOST, paths)
+        with managing(HOST, "chat"), hooking(HOST, "chat"):
+            paths = files_with(HOST, {**evidence.canaries, **planted})
+            found = readers(HOST, paths)
     finally:
         HOST.run("rm", "/var/tmp/planted~")
     assert "nobody" in found.pop("/var/tmp/planted~")
@@ -249,8 +260,11 @@ def test_nothing_is_in_a_file_but_those_of_root_and_of_who_needs_it(evidence: Ev
         "/rotations.json",
         "/credentials/MAIL_PASSWORD",
         "plain/",
-        "/run/credentials/daphne-chat-1@",
         "/etc/telling",
+        "/run/credentials/gunicorn-telling_hello.",
+        *(f"/run/credentials/{unit}@" for unit in CHATS_UNITS.split("|")),
+        "/run/credentials/quintet-hook-chat",
+        "/run/credentials/quintet-manage-chat",
     ):
         assert any(kind in path for path in found), kind
 

@@ -110,7 +110,8 @@ def local_files_with(directories: list[Path], canaries: Canaries) -> list[str]:
         text=True,
         check=False,
     )
-    return sorted(done.stdout.splitlines())
+    # One of the directories may be below another.
+    return sorted(set(done.stdout.splitlines()))
 
 
 def readers(host: Host, paths: list[str]) -> dict[str, list[str]]:

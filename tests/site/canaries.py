@@ -20,11 +20,12 @@ from hosts import Host
 
 Canaries = Mapping[str, str]
 
-# Looks at all processes of its own PID namespace until its standard input ends.
+# Looks at all processes of its own PID namespace until its standard input ends. What it has seen of a user once it does not look through
+# again, so that it leaves the processor to what it watches.
 SAMPLER = """
 import json, os, select, sys, time
 wanted = {name: [form.encode() for form in forms] for name, forms in json.loads(sys.stdin.readline()).items()}
-own, seen, rounds = os.readlink("/proc/self/ns/pid"), {}, 0
+own, seen, known, rounds = os.readlink("/proc/self/ns/pid"), {}, set(), 0
 print("ready", flush=True)
 while not select.select([sys.stdin], [], [], 0.01)[0]:
     rounds += 1
@@ -36,6 +37,9 @@ while not select.select([sys.stdin], [], [], 0.01)[0]:
             for place in ("cmdline", "environ"):
                 with open(f"/proc/{pid}/{place}", "rb") as handle:
                     text = handle.read()
+                if (place, user, text) in known:
+                    continue
+                known.add((place, user, text))
                 for name, forms in wanted.items():
                     if any(form in text for form in forms):
                         seen[f"{place} {user} {name}"] = open(f"/proc/{pid}/comm").read().strip()
@@ -106,7 +110,8 @@ def local_files_with(directories: list[Path], canaries: Canaries) -> list[str]:
         text=True,
         check=False,
     )
-    return sorted(done.stdout.splitlines())
+    # One of the directories may be below another.
+    return sorted(set(done.stdout.splitlines()))
 
 
 def readers(host: Host, paths: list[str]) -> dict[str, list[str]]:

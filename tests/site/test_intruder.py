@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hosts import Host, Site
 
-HOSTS = [Host("quintet-bookworm"), Host("quintet-trixie")]
+HOSTS = [Host("quintet-intruder-bookworm"), Host("quintet-intruder-trixie")]
 APP, USER, OTHER = "plain", "plain_user", "chat"
 
 # Says in one line whether the attempt came through, and by which error it did not.

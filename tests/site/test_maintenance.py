@@ -11,7 +11,7 @@ from hosts import Host, Site, play, play_well, receive, wait_for
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
-HOST = Host(os.environ.get("OVERLOAD_HOST", "quintet-trixie"))
+HOST = Host(os.environ.get("OVERLOAD_HOST", "quintet-overload"))
 SITE = Site(HOST, "chat.test")
 PLAYBOOK = "playbooks/maintenance.yml"
 

@@ -27,7 +27,7 @@ import pytest
 from hosts import Host, Site, receive, wait_for
 from websockets.exceptions import ConnectionClosed
 
-HOST = Host(os.environ.get("OVERLOAD_HOST", "quintet-trixie"))
+HOST = Host(os.environ.get("OVERLOAD_HOST", "quintet-overload"))
 SITE = Site(HOST, "chat.test")
 FLOOR_SECONDS = 0.5
 QUIET_SECONDS = 3

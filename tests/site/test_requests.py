@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hosts import Host, Site
 
-HOST = Host(os.environ.get("OVERLOAD_HOST", "quintet-trixie"))
+HOST = Host(os.environ.get("OVERLOAD_HOST", "quintet-overload"))
 SITE = Site(HOST, "chat.test")
 DOMAIN = "chat.test"
 CLOSED = 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 from hosts import Host, Site, full, receive, wait_for
 
-HOSTS = [Host("quintet-bookworm"), Host("quintet-trixie")]
+HOSTS = [Host("quintet-intruder-bookworm"), Host("quintet-intruder-trixie")]
 PAUSE_SECONDS = 0.1
 SLOWEST_SECONDS = 5.0
 

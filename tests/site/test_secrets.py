@@ -12,17 +12,17 @@ import os
 import re
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from canaries import Sightings, files_with, local_files_with, readers, seen_in, watched
-from hosts import Host, Played, Site, play, play_well, receive
+from hosts import Host, Played, Site, hooking, managing, play, play_well, receive
 
-HOST = Host("quintet-trixie")
+HOST = Host("quintet-secrets")
 HOME = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent"))
 TALKATIVE = ("--diff", "-vvv")
 APPS = ("chat", "plain")
@@ -36,6 +36,14 @@ print(connection.makefile("rb").read().split(b"\\r\\n\\r\\n")[1].decode())
 """
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """What the app of chat is given of the key and accepts: digests by name, and whether an old signature is good."""
+
+    digests: dict[str, str] = field(default_factory=dict)
+    is_good: bool = False
+
+
 @dataclass
 class Evidence:
     """What was printed by which run, what was seen of processes, and all values that secrets had."""
@@ -46,6 +54,9 @@ class Evidence:
     controller: Sightings = field(default_factory=Sightings)
     signed: str = ""
     redis_since: str = ""
+    # After the rotation of the key, and after the first change behind the end of the old one's time.
+    rotated: Accepted = field(default_factory=Accepted)
+    ended: Accepted = field(default_factory=Accepted)
 
 
 def vault(*arguments: str, stdin: str | None = None) -> str:
@@ -60,9 +71,9 @@ def from_vault() -> dict[str, str]:
 
 
 def change_vault() -> None:
-    """Give all secrets of the inventory new values."""
-    changed = {name: f"canary-{name}-{uuid.uuid4().hex}" for name in from_vault()}
-    text = "".join(f"{name}: {value}\n" for name, value in changed.items())
+    """Give the secrets of both apps that the inventory has new values."""
+    changed = {name: f"canary-{name}-{uuid.uuid4().hex}" for name in ("mail", "token")}
+    text = "".join(f"{name}: {value}\n" for name, value in {**from_vault(), **changed}.items())
     vault("encrypt", "--output", "canaries.yml", stdin=text)
 
 
@@ -93,6 +104,22 @@ def redis_since() -> str:
     return HOST.run("systemctl", "show", "--property=ExecMainStartTimestampMonotonic", "redis-chat.service")
 
 
+def now(signed: str) -> Accepted:
+    """Ask chat for its secrets, and whether what was signed is still good."""
+    told = site("chat").get("/canaries/digests").json["credentials"]
+    return Accepted(told, site("chat").get(f"/canaries/unsign?signed={signed}").json["good"])
+
+
+def end_the_time_of_fallbacks() -> None:
+    """Date back the end of the time of chat's old keys."""
+    store = "/etc/quintet/chat/rotations.json"
+    kept = json.loads(HOST.run("cat", store))
+    assert kept["SECRET_KEY"]["old"]
+    for entry in kept["SECRET_KEY"]["old"]:
+        entry["until"] = "2020-01-01T00:00:00Z"
+    HOST.run("sh", "-c", f"umask 077; cat > {store}", stdin=json.dumps(kept))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def vault_password() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -107,25 +134,29 @@ def evidence(vault_password: None) -> Evidence:
     found.canaries |= known()
     found.signed = site("chat").get("/canaries/sign").json["signed"]
     change_vault()
-    found.canaries |= {f"{name} changed": value for name, value in from_vault().items()}
+    found.canaries |= known()
 
     def run(name: str, *arguments: str) -> None:
         # Watched for what is a secret before the run; what a rotation makes is one in the next.
+        began = time.monotonic()
         with watched(found.canaries, HOST) as host, watched(found.canaries) as controller:
             found.played[name] = play(*arguments, *TALKATIVE)
+        print(f"\n{name}: {time.monotonic() - began:.0f} s", end="")
         found.host.add({"rounds": host.rounds, "seen": host.seen})
         found.controller.add({"rounds": controller.rounds, "seen": controller.seen})
         found.canaries |= known()
 
     chat = ("-e", "app=chat")
-    run("check", "playbooks/deploy.yml", "--check")
+    run("check", "playbooks/deploy.yml", "--check", *chat)
     run("change", "playbooks/deploy.yml")
-    run("services", "molecule/secrets/plain.yml")
     run("failing build", "playbooks/deploy.yml", *chat, "-e", "fault=build")
     run("failing switch", "playbooks/deploy.yml", *chat, "-e", "fault=probe")
     run("rotation", "playbooks/rotate.yml", *chat, "-e", "secret=SECRET_KEY")
+    found.rotated = now(found.signed)
+    end_the_time_of_fallbacks()
     run("rotation of Redis", "playbooks/rotate.yml", *chat, "-e", "secret=channel_layer")
-    run("second converge", "site.yml", "--check")
+    found.ended = now(found.signed)
+    run("second converge", "site.yml", "--check", "--tags", "redis")
     run("refusal", "molecule/secrets/refused.yml")
     return found
 
@@ -137,8 +168,8 @@ def test_the_runs_did_what_they_were_meant_to(evidence: Evidence) -> None:
     assert "told to fail" in evidence.played["failing build"].output
     assert "instead of 418" in evidence.played["failing switch"].output
     assert "Validation of arguments failed" in evidence.played["refusal"].text
-    # Chat's three secrets before and after, plain's two, those of two services; and the administrator of Redis.
-    assert len(evidence.canaries) >= 14
+    # Chat's three secrets before and after, plain's two and one of them before, those of two services; and the administrator of Redis.
+    assert len(evidence.canaries) == 12
 
 
 def test_each_canary_is_in_use(evidence: Evidence) -> None:
@@ -218,6 +249,9 @@ def test_the_watch_sees_a_planted_one() -> None:
     assert {(place, name) for place, _, name, _ in controller.seen} == {("cmdline", "one"), ("cmdline", "two")}
 
 
+CHATS_UNITS = "gunicorn-chat|daphne-chat-1|worker-chat-idle-1|timer-chat-idle"
+
+
 def entitled(path: str) -> list[str] | None:
     """Return who, besides root, may read a file that has a secret; None for a file that must have none."""
     if re.fullmatch(r"/etc/quintet/(chat|plain)/(secrets|rotations)\.json", path):
@@ -226,18 +260,23 @@ def entitled(path: str) -> list[str] | None:
         return []
     if re.fullmatch(r"/etc/telling/(TOKEN|environment)|/etc/redis-chat/administrator", path):
         return []
-    units = re.fullmatch(
-        r"/run/credentials/(?:(?:gunicorn|daphne)-)(chat|telling_hello)(?:-1)?(?:@[0-9a-f-]+)?\.service/\w+", path
-    )
-    return [units.group(1)] if units else None
+    # Of a service, which alone sees its own. Those that have their secrets in the environment are not among them.
+    unit = re.fullmatch(r"/run/credentials/([^/]+)\.service/\w+", path)
+    if unit and re.fullmatch(
+        rf"({CHATS_UNITS})@[0-9a-f]{{8}}-[0-9a-f]{{8}}|quintet-(hook|manage)-chat(-[0-9a-f-]+)?", unit[1]
+    ):
+        return ["chat"]
+    return ["telling_hello"] if unit and unit[1] == "gunicorn-telling_hello" else None
 
 
 def test_nothing_is_in_a_file_but_those_of_root_and_of_who_needs_it(evidence: Evidence) -> None:
     planted = {"planted": f"canary-planted-{uuid.uuid4().hex}"}
     HOST.run("sh", "-c", "umask 022; cat > /var/tmp/planted~", stdin=planted["planted"])
+    HOST.run("systemctl", "start", "--no-block", f"timer-chat-idle@{HOST.current('chat')}.service")
     try:
-        paths = files_with(HOST, {**evidence.canaries, **planted})
-        found = readers(HOST, paths)
+        with managing(HOST, "chat"), hooking(HOST, "chat"):
+            paths = files_with(HOST, {**evidence.canaries, **planted})
+            found = readers(HOST, paths)
     finally:
         HOST.run("rm", "/var/tmp/planted~")
     assert "nobody" in found.pop("/var/tmp/planted~")
@@ -249,8 +288,11 @@ def test_nothing_is_in_a_file_but_those_of_root_and_of_who_needs_it(evidence: Ev
         "/rotations.json",
         "/credentials/MAIL_PASSWORD",
         "plain/",
-        "/run/credentials/daphne-chat-1@",
         "/etc/telling",
+        "/run/credentials/gunicorn-telling_hello.",
+        *(f"/run/credentials/{unit}@" for unit in CHATS_UNITS.split("|")),
+        "/run/credentials/quintet-hook-chat",
+        "/run/credentials/quintet-manage-chat",
     ):
         assert any(kind in path for path in found), kind
 
@@ -277,19 +319,21 @@ def rotate(secret: str, *more: str) -> Played:
     return play_well("playbooks/rotate.yml", "-e", "app=chat", "-e", f"secret={secret}", *more)
 
 
-def good(signed: str) -> bool:
-    answer: bool = site("chat").get(f"/canaries/unsign?signed={signed}").json["good"]
-    return answer
-
-
 def test_a_second_converge_after_the_rotations_changes_nothing(evidence: Evidence) -> None:
     assert evidence.played["second converge"].changed == 0, evidence.played["second converge"].changed_tasks
 
 
 def test_a_rotated_key_still_accepts_what_the_old_one_signed(evidence: Evidence) -> None:
-    told: dict[str, Any] = site("chat").get("/canaries/digests").json["credentials"]
+    told = evidence.rotated.digests
     assert told["SECRET_KEY_FALLBACKS"] != told["SECRET_KEY"] == digest(generated("chat")["SECRET_KEY"])
-    assert good(evidence.signed)
+    assert evidence.rotated.is_good
+
+
+def test_a_fallback_ends_with_its_time(evidence: Evidence) -> None:
+    told = evidence.ended.digests
+    assert "SECRET_KEY_FALLBACKS" not in told
+    assert told["SECRET_KEY"] == evidence.rotated.digests["SECRET_KEY"]
+    assert not evidence.ended.is_good
 
 
 def test_both_generations_reach_redis_meanwhile_and_rollback_works(evidence: Evidence) -> None:
@@ -314,19 +358,6 @@ def test_old_values_are_retired_and_nobody_is_disconnected(evidence: Evidence) -
     assert (redis_since(), HOST.current("chat")) == (evidence.redis_since, before)
     users = HOST.run("cat", "/etc/redis-chat/users.acl")
     assert f"user chat on #{digest(generated('chat')['CHANNEL_LAYER_PASSWORD'])} ~" in users
-
-
-def test_a_fallback_ends_with_its_time(evidence: Evidence) -> None:
-    store = "/etc/quintet/chat/rotations.json"
-    kept = json.loads(HOST.run("cat", store))
-    for entry in kept["SECRET_KEY"]["old"]:
-        entry["until"] = "2020-01-01T00:00:00Z"
-    HOST.run("sh", "-c", f"umask 077; cat > {store}", stdin=json.dumps(kept))
-    before = HOST.current("chat")
-    play_well("playbooks/deploy.yml", "-e", "app=chat")
-    assert HOST.current("chat") != before
-    assert "SECRET_KEY_FALLBACKS" not in site("chat").get("/canaries/digests").json["credentials"]
-    assert not good(evidence.signed)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,11 @@ import re
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hosts import ROOT, Host, Site, play, play_well, receive
+from hosts import ROOT, Host, Site, play, play_well, receive, wait_for
 from secure import AUTHORITY, SecureSite, chat, provided, shop, visited
 from websockets.exceptions import InvalidStatus
 
@@ -378,9 +377,7 @@ def test_new_certificates_are_served_and_no_connection_is_dropped() -> None:
         played = play_well(
             "site.yml", "--tags", "nginx", "--diff", "-vvv", "-e", "shop_certificate=second", "-e", "chat_tls_days=1200"
         )
-        end = time.monotonic() + 5
-        while time.monotonic() < end and visits.count == 0:
-            time.sleep(0.1)
+        wait_for("the new ones to be seen", lambda: all(len(serials) == 2 for serials in visits.served.values()), 10)
     assert visits.failures == []
     assert visits.count > 100
     assert {len(serials) for serials in visits.served.values()} == {2}, "the old one, then the new one"

@@ -632,6 +632,7 @@ def test_hsts_is_short_unless_told_otherwise_and_over_tls_alone(settings: dict[s
         ({"tls_hsts_preload": True}, "nginx_site_tls_hsts_preload: browsers' lists take no site"),
         ({"tls_hsts_preload": True, "tls_hsts": 63072000}, "nginx_site_tls_hsts_preload"),
         ({"tls_hsts_preload": True, "tls_hsts_subdomains": True, "tls_hsts": 86400}, "nginx_site_tls_hsts_preload"),
+        ({"security_headers": {"strict-Transport-security": "max-age=1"}}, "which nginx_site_tls_hsts sends"),
         ({"tls_hsts": -1}, "nginx_site_tls_hsts: -1 is below 0"),
         ({"tls_days": 2}, "nginx_site_tls_days: 2 leaves no time"),
     ],

@@ -101,7 +101,6 @@ def make(directory: Path) -> None:
     authority.issue(directory, "future", begins=1)
     authority.issue(directory, "narrow", names=["shop.test"])
     authority.issue(directory, "pebble", names=["localhost"])
-    # The last: its file says that all is there.
     authority.issue(directory, "second")
 
 

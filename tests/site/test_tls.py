@@ -38,7 +38,7 @@ def curl(host: Host, *arguments: str) -> str:
     )
 
 
-# ---- testssl takes its time, so it begins before all else and is asked for last of what changes nothing -----------------
+# ---- testssl takes its time, so it begins before all else and is asked for before anything changes -----------------
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -315,12 +315,7 @@ def test_keys_are_for_root_alone(host: Host) -> None:
         assert all(path.startswith(f"{CERTIFICATES}/shop/") for path in where)
 
 
-def test_testssl_grades_it_a_plus(grading: subprocess.Popen[str]) -> None:
-    output, _ = grading.communicate(timeout=240)
-    assert re.search(r"Overall Grade +A\+\n", output), output[-3000:]
-
-
-# ---- changes ----------------------------------------------------------------------------------------------------------
+# ---- what must change nothing ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -366,6 +361,14 @@ def test_check_mode_tells_of_new_certificates_without_having_them() -> None:
     assert "would have a certificate signed for chat.test, www.chat.test" in played.text
     assert played.count(BOOKWORM.name, "changed") == 3, played.changed_tasks
     assert chat(BOOKWORM).get("/healthz").status == 200
+
+
+def test_testssl_grades_it_a_plus(grading: subprocess.Popen[str]) -> None:
+    output, _ = grading.communicate(timeout=240)
+    assert re.search(r"Overall Grade +A\+\n", output), output[-3000:]
+
+
+# ---- changes --------------------------------------------------------------------------------------------------------
 
 
 def test_new_certificates_are_served_and_no_connection_is_dropped() -> None:

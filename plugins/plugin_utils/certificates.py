@@ -25,7 +25,8 @@ def read_pem(value: str, loader: Any, directory: str | None) -> str:
     """
     text = str(value)
     if text.strip() and PEM not in text:
-        path = Path(directory or ".") / Path(text).expanduser()
+        # Ansible would take /../ literally, and the inventory's folder may be a link.
+        path = (Path(directory or ".") / Path(text).expanduser()).resolve()
         if not path.is_file():
             raise FileNotFoundError(path)
         text = loader.get_text_file_contents(str(path))

@@ -128,6 +128,15 @@ def test_texts_and_files_are_both_read(tmp_path: Path) -> None:
     assert read_pem(f"\n  {GOOD}\n\n", DataLoader(), None) == GOOD
 
 
+def test_a_path_begins_where_the_inventorys_link_leads(tmp_path: Path) -> None:
+    """As `-i prod` does."""
+    (tmp_path / "inventories/prod").mkdir(parents=True)
+    (tmp_path / "tls").mkdir()
+    (tmp_path / "tls/shop.pem").write_text(GOOD)
+    (tmp_path / "prod").symlink_to("inventories/prod")
+    assert read_pem("../../tls/shop.pem", DataLoader(), str(tmp_path / "prod")) == GOOD
+
+
 def test_apps_are_checked_with_their_domains_and_aliases_before_any_host_is_touched() -> None:
     nginx: dict[str, Any] = {"tls_certificate": GOOD, "tls_key": pem_of(KEY)}
     app = {"tls": "provided", "domains": NAMES, "aliases": ["old.example.org"], "nginx": nginx}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from ansible.parsing.dataloader import DataLoader
+from ansible.parsing.vault import VaultLib, VaultSecret
 from ansible_collections.quintet.django.plugins.action.check_apps import certificate_problems
 from ansible_collections.quintet.django.plugins.plugin_utils.certificates import covers, pair_problems, read_pem
 from cryptography import x509
@@ -135,6 +136,17 @@ def test_a_path_begins_where_the_inventorys_link_leads(tmp_path: Path) -> None:
     (tmp_path / "tls/shop.pem").write_text(GOOD)
     (tmp_path / "prod").symlink_to("inventories/prod")
     assert read_pem("../../tls/shop.pem", DataLoader(), str(tmp_path / "prod")) == GOOD
+
+
+def test_a_key_may_be_a_file_that_vault_has_encrypted(tmp_path: Path) -> None:
+    secret = VaultSecret(b"a password")
+    (tmp_path / "shop.key").write_bytes(VaultLib().encrypt(pem_of(KEY), secret=secret))
+    locked = said(GOOD, "shop.key", directory=str(tmp_path))
+    assert "django_apps[0].nginx.tls_key: can't be read (Ansible" in locked
+    assert "Check the file's permissions and the Vault password." in locked
+    loader = DataLoader()
+    loader.set_vault_secrets([("default", secret)])
+    assert pair_problems(GOOD, "shop.key", NAMES, "", loader, str(tmp_path), NOW) == []
 
 
 def test_apps_are_checked_with_their_domains_and_aliases_before_any_host_is_touched() -> None:

@@ -4,13 +4,15 @@
 
 To be run beside `make demo`, with the tools of .venv first in PATH. ROUNDS times (default 5) it deploys another line of code by
 playbooks/deploy.yml, then another environment variable, and goes back by playbooks/rollback.yml and by `quintet rollback`.
-Prints for each the seconds from the start of the command until the rename of `current` and until its end, and how many remote
-tasks there were; then the medians. Afterwards the demo is on hold at one of its changes: `make demo-down`, or deploy it.
+Prints for each the seconds from the start of the play (of the command, where there is none) until the rename of `current` and
+until its end, and how many remote tasks there were; then the medians. Afterwards the demo is on hold at one of its changes:
+`make demo-down`, or deploy it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +46,16 @@ class Figure:
     remote_tasks: int
 
 
-def playbook(name: str, variables: dict[str, object]) -> None:
-    """Run a playbook on the demo; ends the benchmark when it fails."""
+def playbook(name: str, variables: dict[str, object], log: Path) -> float:
+    """Run a playbook on the demo; returns when its play began, in seconds since the epoch. Ends the benchmark when it fails."""
+    log.unlink(missing_ok=True)
+    os.environ["ANSIBLE_LOG_PATH"] = str(log)
     arguments = ["--extra-vars", json.dumps({"app": APP, **variables})]
     played = play(f"playbooks/{name}.yml", *arguments, inventory=INVENTORY)
     if played.code:
         sys.exit(played.output)
+    began = next(line for line in log.read_text().splitlines() if " PLAY [" in line)
+    return datetime.strptime(began[:23], "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
 
 
 def main() -> None:
@@ -68,7 +75,7 @@ def main() -> None:
                 if command == "quintet":
                     HOST.run("quintet", *arguments)
                 else:
-                    playbook(command, {"django_apps": [described], **variables})
+                    began = playbook(command, {"django_apps": [described], **variables}, directory / "log")
                 ended = time.time()
                 tasks = count()
             switched = float(HOST.run("stat", "-c", "%.9Z", f"/srv/{APP}/current"))

@@ -234,7 +234,7 @@ def full(host: Host, path: str, free: int = 0) -> Iterator[None]:
     over = "/mnt/full"
     script = f"""
         mkdir -p {over}
-        mount -t tmpfs -o size=$(( $(du -s -B1 {path} | cut -f1) * 2 + 8388608 )) tmpfs {over}
+        mount -t tmpfs -o size=$(( $(du -s -B1 {path} | cut -f1) * 2 + 8388608 + {free} )) tmpfs {over}
         cp -a {path}/. {over}
         chmod --reference={path} {over} && chown --reference={path} {over}
         head -c {free} /dev/zero > {over}/.free

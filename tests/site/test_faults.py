@@ -268,17 +268,15 @@ class TestUnderLoad:
         wait_for("everybody is in", lambda: is_whole(load))
         before, master = toll(load), gunicorn()
         workers = children(master)
-        assert SITE.get("/faults/eat?mebibytes=1").status == 200
-        assert SITE.get("/faults/eat?mebibytes=1000").status == 502
+        assert SITE.request("POST", "/faults/eat?mebibytes=1").status == 200
+        assert SITE.request("POST", "/faults/eat?mebibytes=1000").status == 502
         seconds = becomes_whole(load, "its memory ran out")
         lost = toll(load) - before
         table.append(("Gunicorn out of memory", *lost.cells, f"{seconds:.1f}"))
         assert children(gunicorn()) != workers
         assert seconds <= 8
         assert (lost.handshakes, lost.sockets) == (0, 0), load.ledger.problems
-        # A GET whose kept connection ends without an answer is asked once more by Nginx: so this one takes two workers with it, one
-        # after the other, as the kernel's log shows.
-        assert lost.requests <= 2 * UNDER_WAY, load.ledger.problems
+        assert lost.requests <= UNDER_WAY, load.ledger.problems
 
 
 # ---- candidates that fail -----------------------------------------------------------------------------------------
@@ -355,6 +353,18 @@ def built(load: Load) -> str:
     return candidate
 
 
+@contextmanager
+def another_lock() -> Iterator[None]:
+    """Let the app's lock be another one, so that the next deploy makes another virtual environment."""
+    lock = SOURCE / "requirements.txt"
+    locked = lock.read_text()
+    lock.write_text(f"{locked}# Another lock: {uuid.uuid4()}\n")
+    try:
+        yield
+    finally:
+        lock.write_text(locked)
+
+
 class TestFailingCandidates:
     @pytest.mark.parametrize("fault", FAULTS)
     def test_a_candidate_that_fails_is_kept_and_nobody_notices(self, fault: str, load: Load) -> None:
@@ -387,12 +397,15 @@ class TestFailingCandidates:
             (f"/srv/{APP}/generations", 600_000),
             (f"/var/lib/quintet/{APP}", 0),
             (f"/etc/quintet/{APP}", 0),
+            (f"/srv/{APP}/venvs", 0),
+            (f"/srv/{APP}/venvs", 30_000_000),
+            (f"/var/cache/quintet/{APP}", 0),
         ],
-        ids=["source", "static files", "state", "environment"],
+        ids=["source", "static files", "state", "environment", "virtual environment", "packages", "cache"],
     )
     def test_a_disk_that_is_full_while_it_is_built(self, path: str, free: int, load: Load) -> None:
         before, lost = serving(), toll(load)
-        with full(HOST, path, free):
+        with another_lock(), full(HOST, path, free):
             played = deploy(mark=uuid.uuid4().hex)
             assert serving() == before
         fails(played, "No space left on device", f"quintet prune {APP}")
@@ -416,6 +429,39 @@ class TestFailingCandidates:
         wait_for(f"the end of {earlier}", lambda: not runs(earlier))
         # What once served is not spoilt by a disk that was full.
         assert generations()[earlier]["state"] == "good"
+        assert toll(load) == lost, load.ledger.problems[-5:]
+
+    def test_a_disk_that_is_full_when_the_switch_is_confirmed(self, load: Load) -> None:
+        before, lost = serving(), toll(load)
+        earlier = status()["previous"]
+        HOST.run("quintet", "activate", APP, earlier, "--confirm-within", "60")
+        assert serving() == earlier
+        with full(HOST, f"/var/lib/quintet/{APP}"):
+            told = refused("quintet", "confirm", APP, earlier)
+            assert serving() == earlier
+        assert "No space left on device" in told
+        assert f"quintet prune {APP}" in told
+        # It is as before the attempt: it can be taken back as well as confirmed.
+        assert status()["unconfirmed"]["before"] == before
+        HOST.run("quintet", "undo", APP)
+        assert serving() == before
+        HOST.run("quintet", "activate", APP, earlier, "--confirm-within", "60")
+        HOST.run("quintet", "confirm", APP, earlier)
+        assert status()["unconfirmed"] is None
+        assert serving() == earlier
+        assert toll(load) == lost, load.ledger.problems[-5:]
+
+    @pytest.mark.parametrize("path", [f"/srv/{APP}", f"/var/lib/quintet/{APP}"], ids=["generations", "state"])
+    def test_a_full_disk_is_pruned(self, path: str, load: Load) -> None:
+        before, lost = serving(), toll(load)
+        change_code()
+        other = deploy_well()
+        with full(HOST, path):
+            there = set(generations())
+            HOST.run("quintet", "prune", APP, "--keep", "1")
+            left = set(generations())
+            assert serving() == other
+        assert {before, other} <= left < there
         assert toll(load) == lost, load.ledger.problems[-5:]
 
 
@@ -456,6 +502,27 @@ def test_a_failing_migration_leaves_its_dump_and_the_way_back() -> None:
     # Those that serving() has asked for were before the dump, that of talks() after it.
     assert chat_messages() <= count
     assert serving() == before
+
+
+def test_a_disk_that_is_full_during_the_dump_leaves_the_database() -> None:
+    before, dumps = serving(), f"/var/lib/quintet/{APP}/dumps"
+    path = write_migration("0001_dumped", "migrations.RunPython.noop")
+    # More than the dump needs, which is asked for first, and nothing as soon as that was asked.
+    fill = f"until [ -e {dumps}/.*.part ]; do sleep 0.05; done; cat /dev/zero > {dumps}/.more 2> /dev/null || true"
+    HOST.run("mkdir", "--parents", dumps)
+    with full(HOST, dumps, 32 * 1024**2), ThreadPoolExecutor() as threads:
+        filled = threads.submit(HOST.run, "timeout", "60", "sh", "-c", fill)
+        played = deploy()
+        filled.result()
+        assert HOST.fails("sh", "-c", f"ls {dumps}/.*.part")
+        assert serving() == before
+    path.unlink()
+    fails(
+        played, "pg_dump ended with code 1, so nothing was migrated", "No space left on device", f"quintet prune {APP}"
+    )
+    assert status()["lock"] is None
+    question = "select count(*) from django_migrations where app = 'faults' and name = '0001_dumped'"
+    assert HOST.run("psql", "--dbname=chat", "-tAc", question, user="postgres").strip() == "0"
 
 
 @contextmanager
@@ -697,27 +764,26 @@ def test_a_controller_killed_at_any_task_leaves_a_site_that_serves() -> None:
 
 def test_a_controller_killed_in_a_change_of_everything_leaves_a_site_that_serves() -> None:
     """Where a change of code alone does not come by: another environment, the app's own commands, a migration."""
-    lock = SOURCE / "requirements.txt"
-    lock.write_text(f"{lock.read_text()}# Another lock, so another environment.\n")
     write_migration("0000_killed", "migrations.RunPython.noop")
     hooks = {"build": [{"command": "sleep 1"}], "before_migrate": [{"command": "sleep 1"}]}
     before = serving()
-    for name, after in (
-        ("environment | Install the locked dependencies", 0.5),
-        ("generation | Run the app's build commands", 0.5),
-        ("migrate | Migrate the database with the next generation's code", 0),
-        # In its hook, which the host brings to its end, and the dump and the migration after it.
-        ("migrate | Migrate the database with the next generation's code", 0.5),
-    ):
-        deploy_killed(name, after, more_hooks=hooks, django_app_confirm_seconds=CONFIRM_SECONDS)
-        assert answers() == talks() == before, name
-        wait_for(f"the host after the kill at {name}", is_settled)
-    changed = deploy_well(more_hooks=hooks)
-    assert changed != before
+    with another_lock():
+        for name, after in (
+            ("environment | Install the locked dependencies", 0.5),
+            ("generation | Run the app's build commands", 0.5),
+            ("migrate | Migrate the database with the next generation's code", 0),
+            # In its hook, which the host brings to its end, and the dump and the migration after it.
+            ("migrate | Migrate the database with the next generation's code", 0.5),
+        ):
+            deploy_killed(name, after, more_hooks=hooks, django_app_confirm_seconds=CONFIRM_SECONDS)
+            assert answers() == talks() == before, name
+            wait_for(f"the host after the kill at {name}", is_settled)
+        changed = deploy_well(more_hooks=hooks)
+        assert changed != before
+        again = deploy(more_hooks=hooks)
+        assert (again.code, again.changed) == (0, 0), again.changed_tasks
     question = "select count(*) from django_migrations where app = 'faults' and name = '0000_killed'"
     assert HOST.run("psql", "--dbname=chat", "-tAc", question, user="postgres").strip() == "1"
-    again = deploy(more_hooks=hooks)
-    assert (again.code, again.changed) == (0, 0), again.changed_tasks
 
 
 # ---- the way back -------------------------------------------------------------------------------------------------
@@ -737,15 +803,13 @@ def environment() -> str:
 
 def test_a_rollback_brings_code_dependencies_environment_and_settings_back() -> None:
     code = SOURCE / "config/load.py"
-    lock = SOURCE / "requirements.txt"
     first, dependencies = serving(), environment()
     assert (who()["version"], who()["mark"], len(children(gunicorn()))) == ("1", "first", WORKERS)
-    original, locked = code.read_text(), lock.read_text()
-    lock.write_text(f"{locked}# Another lock, so another environment.\n")
+    original = code.read_text()
     code.write_text(original.replace('VERSION = "1"', 'VERSION = "2"'))
-    second = deploy_well(mark="second", workers=1)
+    with another_lock():
+        second = deploy_well(mark="second", workers=1)
     code.write_text(original)
-    lock.write_text(locked)
     assert (who()["version"], who()["mark"], len(children(gunicorn()))) == ("2", "second", 1)
     assert environment() != dependencies
 

@@ -131,7 +131,7 @@ def _restore(host: Host, arguments: Arguments) -> Reply:
     began = host.clock.monotonic()
 
     def log(result: str, **more: Any) -> None:
-        seconds = round(host.clock.monotonic() - began, 1)
+        seconds = host.clock.seconds_since(began)
         host.log(arguments.app, "restore", result, dump=str(arguments.file), seconds=seconds, **more)
 
     with locked(host, arguments.app, f"restore {arguments.app} {arguments.file}"):

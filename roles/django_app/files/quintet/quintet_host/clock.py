@@ -15,6 +15,10 @@ class Clock:
         """Return seconds that never go back."""
         return time.monotonic()
 
+    def seconds_since(self, moment: float) -> float:
+        """Return how long ago a moment of `monotonic` is, in seconds, as exactly as a log needs it."""
+        return round(self.monotonic() - moment, 1)
+
     def sleep(self, seconds: float) -> None:
         """Wait."""
         time.sleep(seconds)

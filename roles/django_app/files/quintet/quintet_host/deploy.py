@@ -70,7 +70,7 @@ def migrate_database(host: Host, app: str, identifier: str) -> migrate.Migrated:
         hooks.run(host, generation, "before_migrate")
         done = migrate.migrate(host, app, generation)
         if done.changed:
-            seconds = round(host.clock.monotonic() - began, 1)
+            seconds = host.clock.seconds_since(began)
             about = {"applied": list(done.applied), "dump": str(done.dump or "")}
             host.log(app, "migrate", "ok", generation=identifier, seconds=seconds, **about)
     return done
@@ -91,7 +91,7 @@ def _migrating(host: Host, app: str, identifier: str, command: str) -> Iterator[
                 # On a full disk it stays built: the next run migrates again.
                 with suppress(OSError):
                     host.store(app).mark(identifier, "failed", error.what, host.clock.now())
-            seconds = round(host.clock.monotonic() - began, 1)
+            seconds = host.clock.seconds_since(began)
             host.log(app, "migrate", "failed", generation=identifier, seconds=seconds, reason=error.what)
             on_failure(host, app, "migrate", error.what, identifier)
             if error is unforeseen:

@@ -26,14 +26,14 @@ def drain(host: Host, app: str, identifier: str) -> str:
         _refuse_current(host, app, identifier)
     answer = units.stop(host, generation)
     if not answer.ok:
-        seconds = round(host.clock.monotonic() - began, 1)
+        seconds = host.clock.seconds_since(began)
         host.log(app, "drain", "failed", generation=identifier, seconds=seconds, reason=answer.said)
         raise QuintetError(
             f"{app}: generation {identifier} could not be stopped.",
             f"systemd said: {answer.said}",
             f"See systemctl status {' '.join(generation.units)}",
         )
-    host.log(app, "drain", "ok", generation=identifier, seconds=round(host.clock.monotonic() - began, 1))
+    host.log(app, "drain", "ok", generation=identifier, seconds=host.clock.seconds_since(began))
     return f"{app}: generation {identifier} is drained."
 
 

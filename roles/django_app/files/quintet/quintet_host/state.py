@@ -53,6 +53,10 @@ class AppState:
     hold: Hold | None = None
     unconfirmed: Unconfirmed | None = None
 
+    def holds(self, identifier: str) -> bool:
+        """Say whether the hold names a generation."""
+        return self.hold is not None and self.hold.generation == identifier
+
     @property
     def generations(self) -> set[str]:
         """The generations that it names: the app may go on with them, or back to them."""

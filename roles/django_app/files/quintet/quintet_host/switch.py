@@ -103,8 +103,7 @@ def roll_back(
             )
         target = load(host.layout, app, _named(host, app, wanted) if wanted else _rollback_target(host, app, current))
         state = host.store(app).read()
-        is_held = state.hold is not None and state.hold.generation == current
-        if target.identifier == current and (is_held or state.unconfirmed or not host.token):
+        if target.identifier == current and (state.holds(current) or state.unconfirmed or not host.token):
             raise QuintetError(
                 f"{app}: already serves {current}.",
                 f"{host.layout.current(app)} names it.",
@@ -131,7 +130,7 @@ def roll_back(
         if target.identifier == host.layout.current_id(app):
             state = replace(host.store(app).read(), hold=hold)
             host.store(app).write(state)
-            seconds = round(host.clock.monotonic() - began, 1)
+            seconds = host.clock.seconds_since(began)
             host.log(app, "rollback", "ok", generation=target.identifier, before=current, seconds=seconds)
             done = Outcome(True, target.identifier, state.previous, (), f"{app} now serves {target.identifier} again.")
         else:
@@ -239,7 +238,7 @@ def undo_unconfirmed(host: Host, app: str, reason: str, *, start: bool = True) -
         if store.generation(after).state != "good":  # what served before stays a way back
             store.mark(after, "built", f"its switch was taken back: {reason}", host.clock.now())
         _left_pool(host, app, after)
-        host.log(app, "undo", "ok", **about, seconds=round(host.clock.monotonic() - began, 1))
+        host.log(app, "undo", "ok", **about, seconds=host.clock.seconds_since(began))
     else:
         host.log(app, "undo", "nothing to go back to", generation=after, reason=reason)
     store.write(AppState(unconfirmed.previous, unconfirmed.hold))
@@ -262,8 +261,7 @@ def on_failure(host: Host, app: str, step: str, reason: str, failed: str) -> Non
 
 def run_probes(host: Host, generation: Generation, *, through_edge: bool) -> list[probes.Result]:
     """Run all probes on a generation's own sockets and, if told so, through the edge; returns every result."""
-    hold = host.store(generation.app).read().hold
-    held = hold is not None and hold.generation == generation.identifier
+    held = host.store(generation.app).read().holds(generation.identifier)
     wanted = probes.load(host.layout, generation.app, of=generation.identifier if held else None)
     results = [_probe_own(host, generation, probe) for probe in wanted.probes]
     if through_edge:
@@ -301,7 +299,7 @@ def _migrations_missing_in(host: Host, target: Generation, serving: Generation |
 
 def _rollback_target(host: Host, app: str, current: str) -> str:
     state = host.store(app).read()
-    if state.hold and state.hold.generation == current:
+    if state.hold and state.holds(current):
         # Otherwise the second of two hasty rollbacks would bring the bad generation back.
         raise QuintetError(
             f"{app}: is rolled back already, to {current} since {state.hold.since} by {state.hold.by}.",
@@ -376,11 +374,11 @@ def _repair(host: Host, generation: Generation, hold: Hold | None, confirm_withi
             for result in results:
                 _demand_ok(generation, result)
         except QuintetError as error:
-            seconds = round(host.clock.monotonic() - since, 1)
+            seconds = host.clock.seconds_since(since)
             host.log(app, "repair", "failed", generation=identifier, seconds=seconds, reason=error.what)
             where = f"Step: {step}. It is the current generation, so nothing was stopped or switched."
             raise ChangeError(_explained(host, generation, error, where, began), step, results) from error
-        seconds = round(host.clock.monotonic() - since, 1)
+        seconds = host.clock.seconds_since(since)
         host.log(app, "repair", "ok", generation=identifier, seconds=seconds, started=idle)
         told += [f"Started again: {', '.join(idle)}."] if idle else []
         told += ["Its switch was cut short and is now complete."] if not proven else []
@@ -419,7 +417,7 @@ def _change(
     confirmed: list[str] = []
 
     def log(result: str, **more: Any) -> None:
-        seconds = round(host.clock.monotonic() - began, 1)
+        seconds = host.clock.seconds_since(began)
         about = {"generation": generation.identifier, "before": change.current, "seconds": seconds}
         host.log(generation.app, action, result, **about, **more)
 

@@ -149,7 +149,9 @@ def configuration() -> str:
 
 
 def test_a_second_deploy_and_an_activate_are_refused_while_one_is_under_way() -> None:
-    before, earlier = serving(), status()["previous"]
+    change_code()
+    before = deploy_well()
+    earlier = status()["previous"]
     HOST.run("rm", "--force", f"/srv/{APP}/shared/media/go")
     with ThreadPoolExecutor() as threads:
         first = threads.submit(deploy, fault="wait")

@@ -123,7 +123,11 @@ class TestRunaway:
             wait_for("the end of the forks", lambda: show(host, unit, "TasksCurrent") == "1")
 
     def test_a_full_disk_in_shared(self, host: Host) -> None:
-        write = "try:\n    open('/srv/plain/shared/files/x', 'w').write('x' * 8192)\nexcept OSError as error:\n    print(error)"
+        write = (
+            "import pathlib\nfile = pathlib.Path('/srv/plain/shared/files/x')\n"
+            "try:\n    file.write_text('x' * 8192)\nexcept OSError as error:\n    print(error)\n"
+            "file.unlink(missing_ok=True)"
+        )
         with full(host, "/srv/plain/shared"), watching(host) as watch:
             answer = Site(host, "plain.test").request("POST", "/intruder/run", body=write).json
             assert "No space left on device" in answer["output"]

@@ -353,6 +353,15 @@ def built(load: Load) -> str:
     return candidate
 
 
+@pytest.fixture
+def earlier() -> str:
+    """The good generation before the one that serves; it is made on a host that has none yet."""
+    if status()["previous"] is None:
+        change_code()
+        deploy_well()
+    return str(status()["previous"])
+
+
 @contextmanager
 def full(path: str, free: int = 0) -> Iterator[None]:
     """Put a small file system with the same content, and with so many bytes free, over a directory of the host."""
@@ -438,9 +447,8 @@ class TestFailingCandidates:
         assert deploy_well() != before
         assert toll(load) == lost, load.ledger.problems[-5:]
 
-    def test_a_disk_that_is_full_when_it_is_switched_to(self, load: Load) -> None:
+    def test_a_disk_that_is_full_when_it_is_switched_to(self, earlier: str, load: Load) -> None:
         before, lost = serving(), toll(load)
-        earlier = status()["previous"]
         with full(f"/var/lib/quintet/{APP}"):
             told = refused("quintet", "activate", APP, earlier)
             assert serving() == before
@@ -451,9 +459,8 @@ class TestFailingCandidates:
         assert generations()[earlier]["state"] == "good"
         assert toll(load) == lost, load.ledger.problems[-5:]
 
-    def test_a_disk_that_is_full_when_the_switch_is_confirmed(self, load: Load) -> None:
+    def test_a_disk_that_is_full_when_the_switch_is_confirmed(self, earlier: str, load: Load) -> None:
         before, lost = serving(), toll(load)
-        earlier = status()["previous"]
         HOST.run("quintet", "activate", APP, earlier, "--confirm-within", "60")
         assert serving() == earlier
         with full(f"/var/lib/quintet/{APP}"):
@@ -472,7 +479,7 @@ class TestFailingCandidates:
         assert toll(load) == lost, load.ledger.problems[-5:]
 
     @pytest.mark.parametrize("path", [f"/srv/{APP}", f"/var/lib/quintet/{APP}"], ids=["generations", "state"])
-    def test_a_full_disk_is_pruned(self, path: str, load: Load) -> None:
+    def test_a_full_disk_is_pruned(self, path: str, earlier: str, load: Load) -> None:
         before, lost = serving(), toll(load)
         change_code()
         other = deploy_well()
@@ -482,12 +489,23 @@ class TestFailingCandidates:
             left = set(generations())
             assert serving() == other
         assert {before, other} <= left < there
+        assert earlier not in left
         assert toll(load) == lost, load.ledger.problems[-5:]
+
+
+def count_of(rows: str) -> int:
+    """Return how many rows of the app's database there are of a table, or of a table and a condition."""
+    return int(HOST.run("psql", "--dbname=chat", "-tAc", f"select count(*) from {rows}", user="postgres"))
 
 
 def chat_messages() -> int:
     """Return how many messages the database has."""
-    return int(HOST.run("psql", "--dbname=chat", "-tAc", "select count(*) from chat_message", user="postgres"))
+    return count_of("chat_message")
+
+
+def times_migrated(name: str) -> int:
+    """Return how often the database has a migration of the app that the tests add."""
+    return count_of(f"django_migrations where app = 'faults' and name = '{name}'")
 
 
 def write_migration(name: str, operation: str) -> Path:
@@ -541,8 +559,7 @@ def test_a_disk_that_is_full_during_the_dump_leaves_the_database() -> None:
         played, "pg_dump ended with code 1, so nothing was migrated", "No space left on device", f"quintet prune {APP}"
     )
     assert status()["lock"] is None
-    question = "select count(*) from django_migrations where app = 'faults' and name = '0001_dumped'"
-    assert HOST.run("psql", "--dbname=chat", "-tAc", question, user="postgres").strip() == "0"
+    assert times_migrated("0001_dumped") == 0
 
 
 @contextmanager
@@ -622,8 +639,8 @@ def configuration() -> str:
     return HOST.run("sh", "-c", f"cd /etc/quintet/{APP} && find . -type f -exec sha256sum {{}} + | sort")
 
 
-def test_a_second_deploy_and_an_activate_are_refused_while_one_is_under_way() -> None:
-    before, earlier = serving(), status()["previous"]
+def test_a_second_deploy_and_an_activate_are_refused_while_one_is_under_way(earlier: str) -> None:
+    before = serving()
     HOST.run("rm", "--force", f"/srv/{APP}/shared/media/go")
     with ThreadPoolExecutor() as threads:
         first = threads.submit(deploy, fault="wait")
@@ -802,8 +819,7 @@ def test_a_controller_killed_in_a_change_of_everything_leaves_a_site_that_serves
         assert changed != before
         again = deploy(more_hooks=hooks)
         assert (again.code, again.changed) == (0, 0), again.changed_tasks
-    question = "select count(*) from django_migrations where app = 'faults' and name = '0000_killed'"
-    assert HOST.run("psql", "--dbname=chat", "-tAc", question, user="postgres").strip() == "1"
+    assert times_migrated("0000_killed") == 1
 
 
 # ---- the way back -------------------------------------------------------------------------------------------------

@@ -299,7 +299,7 @@ def _migrations_missing_in(host: Host, target: Generation, serving: Generation |
 
 def _rollback_target(host: Host, app: str, current: str) -> str:
     state = host.store(app).read()
-    if state.hold and state.holds(current):
+    if state.hold and state.hold.generation == current:
         # Otherwise the second of two hasty rollbacks would bring the bad generation back.
         raise QuintetError(
             f"{app}: is rolled back already, to {current} since {state.hold.since} by {state.hold.by}.",

@@ -11,6 +11,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # Frames cut long lines, such as messages of errors.
 export MOLECULE_COMMAND_BORDERS := false
 export DEMO_HTTP_PORT ?= 8080
+export DEMO_HTTPS_PORT ?= 8443
 export DEMO_SUITE ?= trixie
 export PYTHON
 
@@ -22,7 +23,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: venv ## Start a host with the whole site on http://127.0.0.1:8080 (DEMO_HTTP_PORT, DEMO_SUITE=bookworm|trixie)
+demo: venv ## Start a host with the whole site on http://127.0.0.1:8080 and https://127.0.0.1:8443 (DEMO_HTTP_PORT, DEMO_HTTPS_PORT, DEMO_SUITE=bookworm|trixie)
 	@python tools/demo.py up
 
 .PHONY: demo-down
@@ -59,7 +60,7 @@ unit: venv ## Run the unit tests and the sample app's own
 	cd sample_app && python manage.py test
 
 # What these count and time, work beside them would change; the others mostly wait, and share the machine.
-ALONE := deploy faults
+ALONE := deploy faults overload
 SCENARIOS := $(sort $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml)))
 BESIDE := $(MAKE) --no-print-directory --output-sync --jobs 2
 

@@ -170,6 +170,8 @@ def run_arguments(cgroups: int) -> list[str]:
         *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
         *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec"),  # noqa: S108  (the host's own)
         *("--stop-signal", "RTMIN+3"),
+        # The engine lets everybody bind every port; a server keeps those below 1024 to root.
+        *("--sysctl", "net.ipv4.ip_unprivileged_port_start=1024"),
     ]
     if cgroups == 1:
         arguments += ["--cgroupns", "host", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw"]

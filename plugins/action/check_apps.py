@@ -4,11 +4,44 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
+from ansible.errors import AnsibleFilterError
 from ansible.plugins.action import ActionBase
+from ansible_collections.quintet.django.plugins.filter.systemd_sandbox import systemd_sandbox
 from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize, problems
 from ansible_collections.quintet.django.plugins.module_utils.source import source_problems
+from ansible_collections.quintet.django.plugins.plugin_utils.certificates import pair_problems
+
+
+def sandbox_problems(apps: list[dict[str, Any]], where: list[str]) -> list[str]:
+    """Say which directives of the apps' sandboxes are none."""
+    found = []
+    for app, place in zip(apps, where, strict=True):
+        try:
+            systemd_sandbox(app["sandbox"])
+        except AnsibleFilterError as error:
+            found.append(f"{place}.{error.message}")
+    return found
+
+
+def certificate_problems(apps: list[dict[str, Any]], where: list[str], loader: Any, directory: str | None) -> list[str]:
+    """Say what is wrong with the certificates that apps are provided with."""
+    return [
+        problem
+        for app, place in zip(apps, where, strict=True)
+        if app["tls"] == "provided"
+        for problem in pair_problems(
+            app["nginx"].get("tls_certificate", ""),
+            app["nginx"].get("tls_key", ""),
+            [*app["nginx"].get("domains", app["domains"]), *app["nginx"].get("aliases", app["aliases"])],
+            f"{place}.nginx.",
+            loader,
+            directory,
+            datetime.now(UTC),
+        )
+    ]
 
 
 class ActionModule(ActionBase):
@@ -27,7 +60,10 @@ class ActionModule(ActionBase):
         if not found:
             filled = [normalize(app, schema) for app in apps]
             where = [f"{label}[{number}]" for number in range(len(apps))]
-            found = source_problems(filled, where, (task_vars or {}).get("inventory_dir"))
+            directory = (task_vars or {}).get("inventory_dir")
+            found = source_problems(filled, where, directory)
+            found += sandbox_problems(filled, where)
+            found += certificate_problems(filled, where, self._loader, directory)
         if found:
             result.update(failed=True, msg="\n".join([*found, "Nothing was changed on any host."]), problems=found)
         else:

@@ -14,36 +14,66 @@ Value = str | Sequence[str]
 
 # What the services of a web application can do without; each was tried with Gunicorn, Daphne and Django on systemd 252 and 257.
 SANDBOX: dict[str, Value] = {
+    # No set-uid program (su, sudo) gives rights.
     "NoNewPrivileges": "yes",
+    # None of root's powers, not even for a process that became root inside.
     "CapabilityBoundingSet": "",
     "AmbientCapabilities": "",
+    # What it writes is for nobody else to read.
     "UMask": "0077",
+    # A /tmp of its own: no files of others to read, nor names that others wait for to take.
     "PrivateTmp": "yes",
+    # No disks, consoles or memory devices: null, zero, random and the like are enough.
     "PrivateDevices": "yes",
+    # Other users of the host do not exist for it: what it owns is its own, all else is nobody's.
     "PrivateUsers": "yes",
+    # System V's queues and shared memory know no directory that could be closed.
     "PrivateIPC": "yes",
+    # What it mounts, were it able to, nobody else sees.
     "PrivateMounts": "yes",
+    # PrivateDevices leaves the host's /dev/shm, where every app may read what another's umask leaves open.
+    "TemporaryFileSystem": "/dev/shm:mode=1777",  # noqa: S108  (the very remedy)
+    # Read-only but for what ReadWritePaths= names: it cannot change its own code.
     "ProtectSystem": "strict",
+    # People's homes have keys.
     "ProtectHome": "yes",
+    # Nobody's certificate or session lives longer by a clock that was put back.
     "ProtectClock": "yes",
     "ProtectHostname": "yes",
+    # /proc/sys and /sys are settings of the whole host.
     "ProtectKernelTunables": "yes",
     "ProtectKernelModules": "yes",
+    # The kernel's log tells addresses of its memory.
     "ProtectKernelLogs": "yes",
+    # Its own memory and task limits are files there.
     "ProtectControlGroups": "yes",
+    # It sees its own processes only: no command lines or environments of others.
     "ProtectProc": "invisible",
+    # Of /proc the processes alone: the rest tells about the host. (Costs psutil and os.getloadavg().)
     "ProcSubset": "pid",
+    # No device node works, wherever it may find or make one.
     "DevicePolicy": "closed",
+    # Not the keys of whoever started it.
     "KeyringMode": "private",
+    # A namespace of its own would give it root's powers inside, and with them the kernel's less tried parts.
     "RestrictNamespaces": "yes",
+    # A realtime process could starve the host.
     "RestrictRealtime": "yes",
+    # No set-uid file for a later, outside process to run.
     "RestrictSUIDSGID": "yes",
+    # Other personalities switch off the randomisation of addresses.
     "LockPersonality": "yes",
+    # Nothing of it stays in shared memory after its end.
     "RemoveIPC": "yes",
+    # Injected bytes never become code. (Costs just-in-time compilers and cffi's callbacks.)
     "MemoryDenyWriteExecute": "yes",
+    # No raw packets, no netlink, no rare protocols with rare faults.
     "RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6",
+    # Calls of another architecture would pass by the filter.
     "SystemCallArchitectures": "native",
+    # What services need, less what only privileged ones and those that raise their own limits do.
     "SystemCallFilter": ["@system-service", "~@privileged @resources"],
+    # A refused call is an error that the app can report; the default kills it.
     "SystemCallErrorNumber": "EPERM",
 }
 
@@ -68,7 +98,6 @@ OPTIONAL = frozenset(
         "SocketBindDeny",
         "SupplementaryGroups",
         "SystemCallLog",
-        "TemporaryFileSystem",
     }
 )
 

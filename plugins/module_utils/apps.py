@@ -33,6 +33,7 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 UNIT_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
 SIGNAL = re.compile(r"SIG[A-Z0-9+-]+")
 MEMORY = re.compile(r"\d+(\.\d+)?[KMGT%]?|infinity")
+OOM_SCORE_LIMIT = 1000
 SHARED_DIRECTORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 # Users that Debian, or a package of Debian's, makes: base-passwd, systemd and the services that stand around a site.
@@ -122,21 +123,29 @@ def normalize(app: App, schema: Schema) -> App:
     if filled["channel_layer"] is None:
         filled["channel_layer"] = filled["asgi"] != ""
     probes = filled["probes"] or [with_defaults({"path": "/"}, schema["probes"]["options"])]
-    filled["probes"] = [complete_probe(probe, filled["domains"]) for probe in probes]
+    # YAML reads off as false.
+    filled["tls"] = str(filled["nginx"].get("tls", filled["tls"])).replace("False", "off")
+    scheme = "http" if filled["tls"] == "off" else "https"
+    filled["probes"] = [complete_probe(probe, filled["domains"], scheme) for probe in probes]
     for hooks in filled["hooks"].values():
         for hook in hooks:
             hook["name"] = hook["name"] or hook["command"].strip()
     return filled
 
 
-def complete_probe(probe: dict[str, Any], domains: list[str]) -> dict[str, Any]:
-    """Return a probe as the host command reads it: all said, None for what does not matter."""
+def complete_probe(probe: dict[str, Any], domains: list[str], scheme: str) -> dict[str, Any]:
+    """Return a probe as the host command reads it: all said, None for what does not matter.
+
+    `scheme` is that of probes that name none.
+    """
     host = probe["host"] or next(iter(domains), "localhost")
+    scheme = probe["scheme"] or scheme
     return {
         **probe,
+        "scheme": scheme,
         "name": probe["name"] or f"{probe['kind']} {probe['path']}",
         "host": host,
-        "origin": probe["origin"] or f"{probe['scheme']}://{host}",
+        "origin": probe["origin"] or f"{scheme}://{host}",
         **{key: probe[key] or None for key in ("subprotocol", "send", "status", "json", "text")},
     }
 
@@ -250,6 +259,14 @@ def value_problems(app: App, where: str) -> list[str]:
         found.append(
             f"{where}.keep_generations: {app['keep_generations']} leaves nothing to go back to. Keep 2 or more."
         )
+    if app["tls"] == "acme":
+        found += [
+            f"{where}.{key}: '{domain}' can get no certificate by tls: acme, which asks a site at its names. "
+            "Take it from the app, or give a certificate with tls: provided."
+            for key in ("domains", "aliases")
+            for domain in app[key]
+            if re.match(r"[*\[]|[0-9.]+$", str(domain))
+        ]
     return found + command_problems(app, where) + limit_problems(app, where)
 
 
@@ -275,10 +292,8 @@ def command_problems(app: App, where: str) -> list[str]:
             names.add(name)
             if not entry["command"].strip() or "\n" in entry["command"].strip():
                 found.append(f"{place}.command: is not one line. Write one command, or a script in the source.")
-            if entry["memory_max"] and not MEMORY.fullmatch(entry["memory_max"]):
-                found.append(
-                    f"{place}.memory_max: '{entry['memory_max']}' is no amount of memory. Write it as 512M, 2G or 40%."
-                )
+            found += resource_problems(entry, place)
+    found += resource_problems(app["commands"], f"{where}.commands")
     for number, worker in enumerate(app["workers"]):
         if not SIGNAL.fullmatch(worker["stop_signal"]):
             found.append(
@@ -289,6 +304,22 @@ def command_problems(app: App, where: str) -> list[str]:
             found.append(
                 f"{where}.timers[{number}].calendar: says no time. Write it as systemd's OnCalendar= takes it, for example hourly."
             )
+    return found
+
+
+def resource_problems(entry: App, place: str) -> list[str]:
+    """Say which limits of memory and tasks systemd would not take."""
+    found = []
+    if entry["memory_max"] and not MEMORY.fullmatch(entry["memory_max"]):
+        found.append(
+            f"{place}.memory_max: '{entry['memory_max']}' is no amount of memory. Write it as 512M, 2G or 40%."
+        )
+    if entry["tasks_max"] < 1:
+        found.append(f"{place}.tasks_max: {entry['tasks_max']} lets nothing run. Give 1 or more.")
+    if not -OOM_SCORE_LIMIT <= entry["oom_score_adjust"] <= OOM_SCORE_LIMIT:
+        found.append(
+            f"{place}.oom_score_adjust: {entry['oom_score_adjust']} is no rank for the kernel. Give a number from -1000 to 1000."
+        )
     return found
 
 
@@ -309,6 +340,7 @@ def limit_problems(app: App, where: str) -> list[str]:
         "dump.max_mb": app["dump"]["max_mb"],
         "migration_lock_seconds": app["migration_lock_seconds"],
         "worker_stay_seconds": app["worker_stay_seconds"],
+        "secret_fallbacks.days": app["secret_fallbacks"]["days"],
         "static_pool.days": app["static_pool"]["days"],
         "static_pool.max_mb": app["static_pool"]["max_mb"],
     }

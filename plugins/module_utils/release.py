@@ -33,9 +33,11 @@ NOT_IN_A_RELEASE = (
     "nginx",
     "probes",
     "redis",
+    "secret_fallbacks",
     "secrets",
     "source",
     "static_pool",
+    "tls",
 )
 
 

@@ -14,6 +14,9 @@ description:
   - A revision is written once and never changed, so that every generation can be started with the environment it was built for.
   - Content that an earlier revision already has gives that revision's number again.
   - Secrets without a value are generated once and kept in C(secrets.json).
+  - >-
+    When the value of a secret that O(fallbacks) or O(overlaps) names changes, whoever changed it, the old one is kept in
+    C(rotations.json) until its time is over. The first run after that drops it, unless the generation that serves still uses it.
 options:
   directory: {description: "The app's directory, for example /etc/quintet/shop.", type: path, required: true}
   environment: {description: Plain environment variables., type: dict, default: {}}
@@ -28,6 +31,38 @@ options:
     type: str
     choices: [credentials, environment]
     default: credentials
+  fallbacks:
+    description: >-
+      Secrets whose old values the app goes on accepting. It gets them as one more secret, NAME_FALLBACKS, with commas between them,
+      the newest first; so one with a comma in it is not kept.
+    type: list
+    elements: str
+    default: []
+  overlaps:
+    description: Secrets whose old values somebody else goes on accepting, such as the password of the channel layer.
+    type: list
+    elements: str
+    default: []
+  fallback_days: {description: "How long an old value is kept, in days.", type: int, default: 15}
+  rotate:
+    description: >-
+      Generated secrets that get a new value. One whose newest value the generation that serves does not use yet is not made anew:
+      that rotation has not come to its end.
+    type: list
+    elements: str
+    default: []
+  retire:
+    description: Secrets whose old values are dropped before their time.
+    type: list
+    elements: str
+    default: []
+  in_use:
+    description: The generation.json of the generation that serves; it need not be there.
+    type: path
+  rotations_elsewhere:
+    description: The RV(rotations) of the host that generated what O(generated_elsewhere) has. They are used and kept here, too.
+    type: dict
+    default: {}
 attributes:
   check_mode: {support: full, description: Says which revision there would be.}
 notes:
@@ -45,7 +80,18 @@ EXAMPLES = r"""
 
 RETURN = r"""
 revision: {description: Number of the revision with this content., type: int, returned: success}
-secrets: {description: "All secrets with their values, given or generated.", type: dict, returned: success}
+secrets: {description: "All secrets with their values, given or generated, old ones among them.", type: dict, returned: success}
+names: {description: "The names of RV(secrets), in order.", type: list, elements: str, returned: success}
+rotations:
+  description: By name the value of a secret, its old ones with the time until which they are kept, and the digests of all earlier ones.
+  type: dict
+  returned: success
+rotated: {description: "Names of O(rotate) that have a new value now.", type: list, elements: str, returned: success}
+used:
+  description: Names of O(retire) with an old value that stays, since the generation that serves uses it.
+  type: list
+  elements: str
+  returned: success
 conflicts:
   description: Names whose value this host once generated itself and another host has otherwise. Then nothing was written.
   type: list
@@ -53,16 +99,22 @@ conflicts:
   returned: success
 """
 
+import hashlib
 import json
 import os
 import secrets as random_source
 import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 Files = dict[str, str]
+# By the name of a secret: {"value": its value, "old": [{"value", "until"}], the newest first, "was": [SHA-256 of earlier values]}.
+Rotations = dict[str, Any]
 
 # Long enough for Django's check of SECRET_KEY (50 characters) and, at six bits a character, beyond any search.
 GENERATED_LENGTH_BYTES = 48
@@ -135,28 +187,163 @@ def write_revision(revisions: Path, number: int, files: Files) -> None:
     staged.rename(revisions / str(number))
 
 
-def conflicting(directory: Path, wanted: dict[str, str], elsewhere: dict[str, str]) -> list[str]:
-    """Return the names of empty secrets that this host has generated otherwise than the other host."""
-    kept = read_generated(directory)
-    return sorted(n for n, value in wanted.items() if not value and n in kept and kept[n] != elsewhere.get(n, kept[n]))
+def digest(value: str) -> str:
+    """Return the SHA-256 of a value, by which it is known again once it is dropped."""
+    return hashlib.sha256(value.encode()).hexdigest()
 
 
-def read_generated(directory: Path) -> dict[str, str]:
-    """Return what was generated once, by name."""
-    store = directory / "secrets.json"
-    kept: dict[str, str] = json.loads(store.read_text()) if store.is_file() else {}
+def conflicting(
+    kept: dict[str, str], wanted: dict[str, str], elsewhere: dict[str, str], rotations: Rotations
+) -> list[str]:
+    """Return the names of empty secrets that this host has generated otherwise than the other host ever had them."""
+    return sorted(
+        name
+        for name, value in wanted.items()
+        if not value
+        and name in kept
+        and kept[name] != elsewhere.get(name, kept[name])
+        and digest(kept[name]) not in rotations.get(name, {}).get("was", [])
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what one of the app's stores holds; nothing before its first time."""
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return kept
 
 
 def with_generated(
-    directory: Path, wanted: dict[str, str], elsewhere: dict[str, str]
-) -> tuple[dict[str, str], dict[str, str], bool]:
-    """Return all values by name, what secrets.json must hold (what was generated, now or once), and if that is new."""
-    kept = read_generated(directory)
+    kept: dict[str, str], wanted: dict[str, str], elsewhere: dict[str, str], anew: Iterable[str] = ()
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return all values by name, and what secrets.json must hold: what was generated, now or once."""
     empty = [name for name, value in wanted.items() if not value]
-    known = {**kept, **{name: elsewhere[name] for name in empty if name in elsewhere}}
+    known = {name: value for name, value in kept.items() if name not in set(anew)}
+    known |= {name: elsewhere[name] for name in empty if name in elsewhere}
     generated = {**known, **{n: random_source.token_urlsafe(GENERATED_LENGTH_BYTES) for n in empty if n not in known}}
-    return {name: value or generated[name] for name, value in wanted.items()}, generated, generated != kept
+    return {name: value or generated[name] for name, value in wanted.items()}, generated
+
+
+def time_stamp(moment: datetime) -> str:
+    """Return a moment in UTC as text that sorts by time."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def moved_on(
+    kept: Rotations, values: dict[str, str], with_old: Iterable[str], anew: Iterable[str], until: str
+) -> Rotations:
+    """Return the rotations once the secrets have these values: one that has changed leaves its old value behind.
+
+    `with_old` names those whose old values are kept; of others that were ever made `anew`, their digests alone.
+    """
+    old_kept = set(with_old)
+    rotations: Rotations = {}
+    for name in sorted((old_kept | set(kept) | set(anew)) & set(values)):
+        before = kept.get(name, {"value": values[name], "old": [], "was": []})
+        old = [entry for entry in before["old"] if entry["value"] != values[name]]
+        was = list(before["was"])
+        if before["value"] != values[name]:
+            was.append(digest(before["value"]))
+            old = [{"value": before["value"], "until": until}, *old]
+        rotations[name] = {"value": values[name], "old": old if name in old_kept else [], "was": was}
+    return rotations
+
+
+def without_ended(rotations: Rotations, now: str, retire: Iterable[str], used: Callable[[str, str], bool]) -> Rotations:
+    """Return the rotations without the old values whose time is over; what the generation that serves `used` stays."""
+    retired = set(retire)
+    return {
+        name: {
+            **rotation,
+            "old": [
+                entry
+                for entry in rotation["old"]
+                if used(name, entry["value"]) or (name not in retired and entry["until"] > now)
+            ],
+        }
+        for name, rotation in rotations.items()
+    }
+
+
+def fallback_values(rotations: Rotations, names: Iterable[str]) -> dict[str, str]:
+    """Return what the app gets of the old values, by NAME_FALLBACKS; nothing for a secret that has none."""
+    old = {name: [entry["value"] for entry in rotations.get(name, {"old": []})["old"]] for name in names}
+    return {f"{name}_FALLBACKS": ",".join(values) for name, values in old.items() if values}
+
+
+def revision_has(revisions: Path, in_use: Path | None) -> Callable[[str, str], bool]:
+    """Return a function that says whether the generation that serves has a secret with a value."""
+    if in_use is None or not in_use.is_file():
+        return lambda name, value: False
+    files = read_revision(revisions / str(json.loads(in_use.read_text())["revision"]))
+    lines = set(files.get("environment", "").splitlines(keepends=True))
+
+    def has(name: str, value: str) -> bool:
+        return files.get(f"credentials/{name}") == value or environment_line(name, value) in lines
+
+    return has
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """The secrets as they must be, and what became of what was asked for."""
+
+    values: dict[str, str]
+    generated: dict[str, str]
+    rotations: Rotations
+    rotated: list[str]
+    used: list[str]
+
+
+def decide(parameters: dict[str, Any], kept: dict[str, str], rotations: Rotations, now: datetime) -> Secrets:
+    """Return the secrets for the module's parameters and what the host has kept; changes nothing.
+
+    `kept` is what was generated once, `rotations` what rotations.json says; `now` decides which old values go.
+    """
+    wanted, elsewhere = as_text(parameters["secrets"]), parameters["generated_elsewhere"]
+    has = revision_has(Path(parameters["directory"]) / "revisions", Path(parameters["in_use"] or "/nonexistent"))
+    # A rotation whose change failed, or was rolled back, goes on: a third value would help nobody.
+    rotated = [
+        name
+        for name in parameters["rotate"]
+        if wanted.get(name) == "" and not (name in kept and was_rotated(rotations, name) and not has(name, kept[name]))
+    ]
+    values, generated = with_generated(kept, wanted, elsewhere, rotated)
+    if parameters["rotations_elsewhere"]:
+        rotations = parameters["rotations_elsewhere"]
+    else:
+        until = time_stamp(now + timedelta(days=parameters["fallback_days"]))
+        recorded = {
+            **{name: {"value": kept[name], "old": [], "was": []} for name in rotated if name in kept},
+            **rotations,
+        }
+        with_old = [*parameters["fallbacks"], *parameters["overlaps"]]
+        rotations = moved_on(recorded, values, with_old, rotated, until)
+        rotations = without_ended(rotations, time_stamp(now), parameters["retire"], has)
+    rotations = without_commas(rotations, parameters["fallbacks"])
+    return Secrets(
+        values={**values, **fallback_values(rotations, parameters["fallbacks"])},
+        generated=generated,
+        rotations=rotations,
+        rotated=rotated,
+        used=sorted(name for name in parameters["retire"] if rotations.get(name, {}).get("old")),
+    )
+
+
+def was_rotated(rotations: Rotations, name: str) -> bool:
+    """Say whether a secret has ever had another value."""
+    return bool(rotations.get(name, {}).get("was"))
+
+
+def without_commas(rotations: Rotations, names: Iterable[str]) -> Rotations:
+    """Return the rotations without old values that a list with commas can't hold."""
+    listed = set(names)
+    return {
+        name: {
+            **rotation,
+            "old": [entry for entry in rotation["old"] if name not in listed or "," not in entry["value"]],
+        }
+        for name, rotation in rotations.items()
+    }
 
 
 def as_text(values: dict[str, Any]) -> dict[str, str]:
@@ -166,6 +353,7 @@ def as_text(values: dict[str, Any]) -> dict[str, str]:
 
 def run() -> None:
     """Entry point."""
+    names = {"type": "list", "elements": "str", "default": []}
     module = AnsibleModule(
         argument_spec={
             "directory": {"type": "path", "required": True},
@@ -174,37 +362,73 @@ def run() -> None:
             "secrets": {"type": "dict", "default": {}, "no_log": False},
             "generated_elsewhere": {"type": "dict", "default": {}},
             "secrets_as": {"type": "str", "choices": ["credentials", "environment"], "default": "credentials"},
+            "fallbacks": names,
+            "overlaps": names,
+            "fallback_days": {"type": "int", "default": 15},
+            "rotate": names,
+            "retire": names,
+            "in_use": {"type": "path"},
+            "rotations_elsewhere": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     directory = Path(module.params["directory"])
     try:
-        conflicts = conflicting(directory, as_text(module.params["secrets"]), module.params["generated_elsewhere"])
-        if conflicts:
-            module.exit_json(changed=False, revision=0, secrets={}, conflicts=conflicts)
-        values, generated, is_new = with_generated(
-            directory, as_text(module.params["secrets"]), module.params["generated_elsewhere"]
-        )
-        files = revision_files(
-            as_text(module.params["environment"]),
-            as_text(module.params["build_environment"]),
-            values,
-            module.params["secrets_as"],
-        )
-        revisions = directory / "revisions"
-        same, following = find_revision(revisions, files)
-        if not module.check_mode:
-            revisions.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if is_new:
-                # Before the revision that uses them: what was generated must never be generated again.
-                write_private(directory / "secrets.json", json.dumps(generated, indent=2, sort_keys=True) + "\n")
-            if same is None:
-                write_revision(revisions, following, files)
+        result = keep(module.params, directory, write=not module.check_mode)
     except (OSError, ValueError) as error:
         module.fail_json(msg=f"{directory}: the app's environment could not be kept: {error}.")
-    module.exit_json(
-        changed=same is None or is_new, revision=following if same is None else same, secrets=values, conflicts=[]
+    module.exit_json(**result)
+
+
+def keep(parameters: dict[str, Any], directory: Path, *, write: bool) -> dict[str, Any]:
+    """Bring the app's directory into the wanted state, or only say what that would be; returns the module's result."""
+    kept = read_json(directory / "secrets.json")
+    rotations = read_json(directory / "rotations.json")
+    conflicts = conflicting(
+        kept,
+        as_text(parameters["secrets"]),
+        parameters["generated_elsewhere"],
+        parameters["rotations_elsewhere"],
     )
+    if conflicts:
+        return {
+            **{"changed": False, "revision": 0, "conflicts": conflicts, "secrets": {}, "rotations": {}},
+            **{"names": [], "rotated": [], "used": []},
+        }
+    wanted = decide(parameters, kept, rotations, datetime.now(UTC))
+    files = revision_files(
+        as_text(parameters["environment"]),
+        as_text(parameters["build_environment"]),
+        wanted.values,
+        parameters["secrets_as"],
+    )
+    revisions = directory / "revisions"
+    same, following = find_revision(revisions, files)
+    if write:
+        revisions.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # In this order: what was generated must never be generated again, and a value that rotations.json does not know yet is
+        # seen by the next run to have changed.
+        if wanted.generated != kept:
+            write_store(directory / "secrets.json", wanted.generated)
+        if wanted.rotations != rotations:
+            write_store(directory / "rotations.json", wanted.rotations)
+        if same is None:
+            write_revision(revisions, following, files)
+    return {
+        "changed": same is None or wanted.generated != kept or wanted.rotations != rotations,
+        "revision": following if same is None else same,
+        "secrets": wanted.values,
+        "names": sorted(wanted.values),
+        "rotations": wanted.rotations,
+        "rotated": wanted.rotated,
+        "used": wanted.used,
+        "conflicts": [],
+    }
+
+
+def write_store(path: Path, content: dict[str, Any]) -> None:
+    """Write one of the app's stores."""
+    write_private(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ description:
     the live one by renaming a link, and reloads Nginx if it runs.
   - When the test or the reload fails, the live tree stays, or is again, what it was.
   - C(/etc/nginx/nginx.conf) becomes a stub that includes C(quintet/nginx.conf). Files of the tree include each other as C(quintet/...).
+  - Certificates are in C(/etc/nginx/quintet-tls/SITE/DIGEST/) and named by the tree. One that no tree names any more is removed
+    with the last that did.
   - Nginx is reloaded too when it runs with another tree than the live one, for example because a run was killed before its reload.
 options:
   files:
@@ -26,6 +28,19 @@ options:
     type: list
     elements: str
     default: []
+  companions:
+    description: Files that are in the tree exactly as long as other files of it include certain ones.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path: {description: Its path in the tree., type: str, required: true}
+      content: {description: Its content., type: str, required: true}
+      of: {description: The paths of which another file must include one., type: list, elements: str, required: true}
+  test:
+    description: V(false) skips the test in check mode, for a tree that names files which only a real run writes.
+    type: bool
+    default: true
 attributes:
   check_mode: {support: full, description: Tests the new tree beside the live one, if Nginx is installed, and says what would change.}
   diff_mode: {support: full, description: Shows the changed lines.}
@@ -114,9 +129,27 @@ class Layout:
         """The directory of all trees; their names are numbers that only grow."""
         return self.etc / "quintet-trees"
 
+    @property
+    def certificates(self) -> Path:
+        """The directory of keys and certificates, one a site in it, and one a certificate in that."""
+        return self.etc / "quintet-tls"
+
     def marker(self, number: int) -> Path:
         """Return the log that Nginx holds open for as long as it runs with that tree."""
         return self.run / f"nginx-tree-{number}.log"
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A file that is in the tree as long as another file includes one of those that `of` names."""
+
+    path: str
+    content: str
+    of: Sequence[str]
+
+    def is_wanted(self, tree: Tree) -> bool:
+        """Say whether a file of the tree, in which it is not itself, includes one of those."""
+        return any(f"include quintet/{name};" in text for text in tree.values() for name in self.of)
 
 
 @dataclass(frozen=True)
@@ -399,11 +432,27 @@ def point_link(layout: Layout, number: int | None) -> None:
 
 
 def drop_old(layout: Layout, keep: set[int], loaded: set[int]) -> None:
-    """Remove all trees but those to keep, and the markers of all trees that Nginx doesn't run with."""
-    for number in numbers(layout) - keep:
+    """Remove all trees but those to keep, their certificates, and the markers of all trees that Nginx doesn't run with."""
+    gone = numbers(layout) - keep
+    certificates = named_certificates(layout, gone) - named_certificates(layout, numbers(layout) - gone)
+    for number in gone:
         shutil.rmtree(layout.trees / str(number))
+    for certificate in certificates:
+        # One that the site itself has replaced may be gone.
+        shutil.rmtree(layout.certificates / certificate, ignore_errors=True)
     for marker in set(layout.run.glob("nginx-tree-*.log")) - {layout.marker(number) for number in loaded}:
         marker.unlink(missing_ok=True)
+
+
+def named_certificates(layout: Layout, trees: set[int]) -> set[str]:
+    """Return the certificates that trees name, as SITE/DIGEST."""
+    pattern = re.compile(re.escape(str(layout.certificates)) + r"/([a-z0-9_]+/[0-9a-f]{16})/")
+    return {
+        name
+        for number in trees
+        for text in read_tree(layout.trees / str(number)).values()
+        for name in pattern.findall(text)
+    }
 
 
 @contextmanager
@@ -443,15 +492,33 @@ def test_stage(directory: Path, tree: Tree, layout: Layout, server: Server, numb
         layout.marker(number).unlink(missing_ok=True)
 
 
-def apply_changes(layout: Layout, server: Server, files: Tree, absent: Sequence[str], check: bool) -> Outcome:
+def with_changes(before: Tree, files: Tree, absent: Sequence[str], companions: Sequence[Companion]) -> Tree:
+    """Return the tree with files, without those that must be absent, and with the companions of what is in it then."""
+    after = {path: content for path, content in {**before, **files}.items() if path not in absent}
+    for companion in companions:
+        after.pop(companion.path, None)
+        if companion.is_wanted(after):
+            after[companion.path] = companion.content
+    return after
+
+
+def apply_changes(
+    layout: Layout,
+    server: Server,
+    files: Tree,
+    absent: Sequence[str],
+    check: bool,
+    companions: Sequence[Companion] = (),
+    test: bool = True,
+) -> Outcome:
     """Bring the live tree to what is wanted; in check mode say what that would change.
 
     Raises TreeError, with the live tree as it was, for whatever Nginx does not take.
     """
-    check_paths([*files, *absent])
+    check_paths([*files, *absent, *(companion.path for companion in companions)])
     current = live_number(layout)
     before = read_tree(layout.link) if current is not None else {}
-    after = {path: content for path, content in {**before, **files}.items() if path not in absent}
+    after = with_changes(before, files, absent, companions)
     changed_paths = difference(before, after)
     tree = str(layout.trees / str(current)) if current is not None else ""
     if current is None and not changed_paths:
@@ -477,7 +544,7 @@ def apply_changes(layout: Layout, server: Server, files: Tree, absent: Sequence[
     number = max(numbers(layout) | server.loaded() | {0}) + 1
     if check:
         # On a bare host, or before the host's own files are there, there is nothing to test with.
-        if server.installed() and ENTRY in after:
+        if test and server.installed() and ENTRY in after:
             with tempfile.TemporaryDirectory() as directory:
                 test_stage(Path(directory) / "stage", after, layout, server, number)
         return outcome
@@ -518,6 +585,17 @@ def main() -> None:
         argument_spec={
             "files": {"type": "dict", "default": {}},
             "absent": {"type": "list", "elements": "str", "default": []},
+            "companions": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "str", "required": True},
+                    "content": {"type": "str", "required": True},
+                    "of": {"type": "list", "elements": "str", "required": True},
+                },
+            },
+            "test": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )
@@ -529,6 +607,8 @@ def main() -> None:
         "files": {str(path): str(content) for path, content in module.params["files"].items()},
         "absent": module.params["absent"],
         "check": module.check_mode,
+        "companions": [Companion(**companion) for companion in module.params["companions"]],
+        "test": module.params["test"],
     }
     try:
         if module.check_mode:

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,50 @@ class Site:
         )
 
 
+def loaded(host: Host, *patterns: str) -> list[str]:
+    """Return the loaded services of some patterns, running or not."""
+    listed = host.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "--type=service", *patterns)
+    return [line.split()[0] for line in listed.splitlines()]
+
+
+@contextmanager
+def running(host: Host, pattern: str, *command: str) -> Iterator[str]:
+    """Run a command that makes a transient unit; yields the unit's name while it runs, then ends it."""
+    with subprocess.Popen(["docker", "exec", host.name, *command], stderr=subprocess.PIPE, text=True) as process:
+        wait_for(f"{pattern} on {host.name}", lambda: bool(loaded(host, pattern)) or process.poll() is not None)
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        (unit,) = loaded(host, pattern)
+        try:
+            yield unit
+        finally:
+            host.run("systemctl", "stop", unit)
+
+
+def managing(host: Host, app: str) -> AbstractContextManager[str]:
+    """Have `quintet manage` of an app run for up to a minute; gives its unit's name."""
+    wait = "import time; time.sleep(60)"
+    return running(host, f"quintet-manage-{app}-*.service", "quintet", "manage", app, "shell", "-c", wait)
+
+
+# Runs a hook by the host command's own code, without the deploy around it.
+HOOK = """
+import sys
+sys.path.insert(0, "/usr/local/lib/quintet")
+from dataclasses import replace
+from quintet_host import hooks
+from quintet_host.generation import Hook, load
+from quintet_host.host import Host
+host, app = Host(), sys.argv[1]
+generation = load(host.layout, app, host.layout.current_id(app))
+hooks.run(host, replace(generation, hooks={"before_switch": (Hook("", "sleep 60", 60),)}), "before_switch")
+"""
+
+
+def hooking(host: Host, app: str) -> AbstractContextManager[str]:
+    """Have a hook of an app run for up to a minute; gives its unit's name."""
+    return running(host, f"quintet-hook-{app}.service", "python3", "-c", HOOK, app)
+
+
 def receive(connection: ClientConnection, wanted: str, timeout: float = 20) -> dict[str, Any]:
     """Return the next message of a type, passing over others."""
     end = time.monotonic() + timeout
@@ -182,6 +226,26 @@ def counted_remote_tasks(directory: Path) -> Iterator[Callable[[], int]]:
         yield count
     finally:
         os.environ["PATH"] = path
+
+
+@contextmanager
+def full(host: Host, path: str, free: int = 0) -> Iterator[None]:
+    """Put a small file system with the same content, and with so many bytes free, over a directory of the host."""
+    over = "/mnt/full"
+    script = f"""
+        mkdir -p {over}
+        mount -t tmpfs -o size=$(( $(du -s -B1 {path} | cut -f1) * 2 + 8388608 + {free} )) tmpfs {over}
+        cp -a {path}/. {over}
+        chmod --reference={path} {over} && chown --reference={path} {over}
+        head -c {free} /dev/zero > {over}/.free
+        cat /dev/zero > {over}/.rest 2> /dev/null || rm {over}/.free
+        mount --bind {over} {path}
+    """
+    host.run("sh", "-euc", script)
+    try:
+        yield
+    finally:
+        host.run("sh", "-c", f"umount {path} && umount {over}")
 
 
 @dataclass(frozen=True)

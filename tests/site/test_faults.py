@@ -1,35 +1,44 @@
-"""What goes wrong, one thing after the other, on a host that must go on serving (Molecule scenario faults)."""
+"""What goes wrong under load, one thing after the other, on a host that must go on serving (Molecule scenario faults)."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import os
-import re
-import signal
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
-from hosts import ROOT, WAIT_SECONDS, Host, Played, Site, play, receive, wait_for
+from changing import (
+    APP,
+    FAULTS,
+    HOST,
+    SITE,
+    WORKERS,
+    another_lock,
+    answers,
+    change_code,
+    children,
+    deploy,
+    deploy_killed,
+    deploy_well,
+    earlier_good,
+    fails,
+    generations,
+    gunicorn,
+    main_process,
+    refused,
+    runs,
+    serving,
+    status,
+    talks,
+)
+from hosts import WAIT_SECONDS, full, wait_for
 from load import Background, Load, Rates, Target
 from load_report import Row, compare
-from websockets.exceptions import WebSocketException
 
-HOST = Host("quintet-faults")
-APP = "chat"
-SITE = Site(HOST, "chat.test")
-
-# As in the scenario's group_vars.
-WORKERS = 2
+earlier = pytest.fixture(earlier_good)
 
 HTTP = ("kept", "fresh", "slow", "post", "static", "page")
 # Light: what is lost is counted in single requests, and the tests share the machine with the host.
@@ -53,8 +62,6 @@ REQUESTS_A_SECOND = sum(
     for clients, interval in (RATES.kept, RATES.fresh, RATES.slow, RATES.post, RATES.static, RATES.visits)
 )
 HANDSHAKES_A_SECOND = RATES.visits[0] / RATES.visits[1] + RATES.chatters[0] / (RATES.pause_seconds / 2)
-
-
 Table = list[tuple[str, ...]]
 
 
@@ -67,29 +74,7 @@ def table() -> Iterator[Table]:
     print("", *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows), sep="\n")
 
 
-def talks(site: Site = SITE) -> str | None:
-    """Say something in a room by WebSocket; returns the generation that acknowledged it, or None when nobody did."""
-    try:
-        with site.websocket("/ws/rooms/lobby/", close_timeout=1) as connection:
-            connection.send('{"type": "ping"}')
-            generation = str(receive(connection, "pong", 5)["generation"])
-            ref = uuid.uuid4().hex
-            connection.send(json.dumps({"type": "message", "ref": ref, "text": "still there?"}))
-            return generation if receive(connection, "ack", 5)["ref"] == ref else None
-    except (OSError, TimeoutError, WebSocketException):
-        return None
-
-
-def answers(site: Site = SITE) -> str | None:
-    """Return the generation that answers over HTTP that all is well, or None when nobody does."""
-    try:
-        health = site.get("/healthz")
-        return str(health.json["generation"]) if health.status == 200 else None
-    except (OSError, ValueError):
-        return None
-
-
-# ---- kill -9, under load ------------------------------------------------------------------------------------------
+# ---- kill -9 --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -116,18 +101,6 @@ def toll(load: Load) -> Toll:
         sum(count for (kind, outcome), count in ended.items() if kind == "handshake" and outcome != "ok"),
         sum(count for (kind, outcome), count in ended.items() if kind == "socket" and outcome not in ("1000", "1012")),
     )
-
-
-def main_process(unit: str) -> int:
-    return int(HOST.run("systemctl", "show", "--property=MainPID", "--value", unit))
-
-
-def children(process: int) -> set[int]:
-    return {int(child) for child in HOST.run("cat", f"/proc/{process}/task/{process}/children").split()}
-
-
-def gunicorn() -> int:
-    return main_process(f"gunicorn-{APP}@{HOST.current(APP)}.service")
 
 
 def daphne() -> int:
@@ -279,67 +252,7 @@ class TestUnderLoad:
         assert lost.requests <= UNDER_WAY, load.ledger.problems
 
 
-# ---- candidates that fail -----------------------------------------------------------------------------------------
-
-SOURCE = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent")) / "sample_app"
-
-
-def deploy(**variables: object) -> Played:
-    """Deploy the app, with more variables."""
-    return play("playbooks/deploy.yml", "--extra-vars", json.dumps({"app": APP, **variables}))
-
-
-def deploy_well(**variables: object) -> str:
-    """Deploy the app, which must succeed; returns the generation that serves then."""
-    played = deploy(**variables)
-    assert played.code == 0, played.output[-6000:]
-    return serving()
-
-
-def change_code() -> None:
-    """Change a line of code that does nothing."""
-    (SOURCE / "faults/change.py").write_text(f"CHANGE = {uuid.uuid4().hex!r}\n")
-
-
-def status() -> dict[str, Any]:
-    """Return what the host command says of the app."""
-    app: dict[str, Any] = HOST.quintet("status", APP)["apps"][0]
-    return app
-
-
-def generations() -> dict[str, dict[str, Any]]:
-    """Return what there is of each generation."""
-    return {one["generation"]: one for one in status()["generations"]}
-
-
-def serving() -> str:
-    """Return the generation that `current` names and that answers over HTTP and over WebSocket, which must be the same."""
-    current = HOST.current(APP)
-    assert (answers(), talks()) == (current, current)
-    return current
-
-
-def fails(played: Played, *words: str) -> None:
-    """Demand that a play has failed and says why."""
-    told = played.text.partition("fatal:")[2]
-    assert played.code != 0
-    assert not [one for one in words if one not in told], told[-4000:]
-
-
-def refused(*command: str) -> str:
-    """Run a host command that must fail; returns what it says, in one line."""
-    told = HOST.run("sh", "-c", '"$@" 2>&1; echo "code $?"', "sh", *command)
-    assert re.search(r"^code 1$", told, re.MULTILINE), told
-    return " ".join(told.split())
-
-
-FAULTS = {
-    "boot": ["Step: start", "RuntimeError: this generation does not boot"],
-    "websocket": ["Step: probe", "failed the probe 'websocket /ws/health/'", "got 403 instead of 101"],
-    "hook": ["Step: before_switch", "look once more"],
-    "worker": ["Step: workers", "RuntimeError: this worker dies"],
-    "edge": ["Step: edge", "GET /healthz through 127.0.0.1:80: got 503 not through Nginx instead of 200"],
-}
+# ---- candidates that fail -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -351,47 +264,6 @@ def built(load: Load) -> str:
     HOST.run("quintet", "unlock", APP)
     (candidate,) = set(generations()) - known
     return candidate
-
-
-@pytest.fixture
-def earlier() -> str:
-    """The good generation before the one that serves; it is made on a host that has none yet."""
-    if status()["previous"] is None:
-        change_code()
-        deploy_well()
-    return str(status()["previous"])
-
-
-@contextmanager
-def full(path: str, free: int = 0) -> Iterator[None]:
-    """Put a small file system with the same content, and with so many bytes free, over a directory of the host."""
-    over = "/mnt/full"
-    script = f"""
-        mkdir -p {over}
-        mount -t tmpfs -o size=$(( $(du -s -B1 {path} | cut -f1) * 2 + 8388608 + {free} )) tmpfs {over}
-        cp -a {path}/. {over}
-        chmod --reference={path} {over} && chown --reference={path} {over}
-        head -c {free} /dev/zero > {over}/.free
-        cat /dev/zero > {over}/.rest 2> /dev/null || rm {over}/.free
-        mount --bind {over} {path}
-    """
-    HOST.run("sh", "-euc", script)
-    try:
-        yield
-    finally:
-        HOST.run("sh", "-c", f"umount {path} && umount {over}")
-
-
-@contextmanager
-def another_lock() -> Iterator[None]:
-    """Let the app's lock be another one, so that the next deploy makes another virtual environment."""
-    lock = SOURCE / "requirements.txt"
-    locked = lock.read_text()
-    lock.write_text(f"{locked}# Another lock: {uuid.uuid4()}\n")
-    try:
-        yield
-    finally:
-        lock.write_text(locked)
 
 
 class TestFailingCandidates:
@@ -434,7 +306,7 @@ class TestFailingCandidates:
     )
     def test_a_disk_that_is_full_while_it_is_built(self, path: str, free: int, load: Load) -> None:
         before, lost = serving(), toll(load)
-        with another_lock(), full(path, free):
+        with another_lock(), full(HOST, path, free):
             played = deploy(mark=uuid.uuid4().hex)
             assert serving() == before
         fails(played, "No space left on device", f"quintet prune {APP}")
@@ -449,7 +321,7 @@ class TestFailingCandidates:
 
     def test_a_disk_that_is_full_when_it_is_switched_to(self, earlier: str, load: Load) -> None:
         before, lost = serving(), toll(load)
-        with full(f"/var/lib/quintet/{APP}"):
+        with full(HOST, f"/var/lib/quintet/{APP}"):
             told = refused("quintet", "activate", APP, earlier)
             assert serving() == before
         assert "No space left on device" in told
@@ -463,7 +335,7 @@ class TestFailingCandidates:
         before, lost = serving(), toll(load)
         HOST.run("quintet", "activate", APP, earlier, "--confirm-within", "60")
         assert serving() == earlier
-        with full(f"/var/lib/quintet/{APP}"):
+        with full(HOST, f"/var/lib/quintet/{APP}"):
             told = refused("quintet", "confirm", APP, earlier)
             assert serving() == earlier
         assert "No space left on device" in told
@@ -483,7 +355,7 @@ class TestFailingCandidates:
         before, lost = serving(), toll(load)
         change_code()
         other = deploy_well()
-        with full(path):
+        with full(HOST, path):
             there = set(generations())
             HOST.run("quintet", "prune", APP, "--keep", "1")
             left = set(generations())
@@ -491,473 +363,3 @@ class TestFailingCandidates:
         assert {before, other} <= left < there
         assert earlier not in left
         assert toll(load) == lost, load.ledger.problems[-5:]
-
-
-def count_of(rows: str) -> int:
-    """Return how many rows of the app's database there are of a table, or of a table and a condition."""
-    return int(HOST.run("psql", "--dbname=chat", "-tAc", f"select count(*) from {rows}", user="postgres"))
-
-
-def chat_messages() -> int:
-    """Return how many messages the database has."""
-    return count_of("chat_message")
-
-
-def times_migrated(name: str) -> int:
-    """Return how often the database has a migration of the app that the tests add."""
-    return count_of(f"django_migrations where app = 'faults' and name = '{name}'")
-
-
-def write_migration(name: str, operation: str) -> Path:
-    """Write a migration of the app that the tests add; returns its file."""
-    path = SOURCE / f"faults/migrations/{name}.py"
-    before = sorted(one.stem for one in path.parent.glob("0*.py"))[-1:]
-    path.write_text(
-        "from django.db import migrations\n\n\n"
-        "def fail(apps, editor):\n    raise RuntimeError('this migration fails')\n\n\n"
-        f"class Migration(migrations.Migration):\n    dependencies = {[('faults', one) for one in before]}\n"
-        f"    operations = [migrations.RunPython({operation}, migrations.RunPython.noop)]\n"
-    )
-    return path
-
-
-def test_a_failing_migration_leaves_its_dump_and_the_way_back() -> None:
-    before, known = serving(), set(generations())
-    path = write_migration("0001_failing", "fail")
-    played = deploy()
-    path.unlink()
-    fails(played, "RuntimeError: this migration fails")
-    assert serving() == before
-    (candidate,) = set(generations()) - known
-    assert generations()[candidate]["state"] == "failed"
-    assert "failed on" in refused("quintet", "activate", APP, candidate)
-    command = re.search(rf"quintet restore {APP} (/var/lib/quintet/{APP}/dumps/{candidate}-\w+\.dump)", played.text)
-    assert command, played.text[-3000:]
-    count = chat_messages()
-    assert talks()
-    assert chat_messages() == count + 1
-    HOST.run(*command.group().split())
-    # Those that serving() has asked for were before the dump, that of talks() after it.
-    assert chat_messages() <= count
-    assert serving() == before
-
-
-def test_a_disk_that_is_full_during_the_dump_leaves_the_database() -> None:
-    before, dumps = serving(), f"/var/lib/quintet/{APP}/dumps"
-    path = write_migration("0001_dumped", "migrations.RunPython.noop")
-    # More than the dump needs, which is asked for first, and nothing as soon as that was asked.
-    fill = f"until [ -e {dumps}/.*.part ]; do sleep 0.05; done; cat /dev/zero > {dumps}/.more 2> /dev/null || true"
-    HOST.run("mkdir", "--parents", dumps)
-    with full(dumps, 32 * 1024**2), ThreadPoolExecutor() as threads:
-        filled = threads.submit(HOST.run, "timeout", "60", "sh", "-c", fill)
-        played = deploy()
-        filled.result()
-        assert HOST.fails("sh", "-c", f"ls {dumps}/.*.part")
-        assert serving() == before
-    path.unlink()
-    fails(
-        played, "pg_dump ended with code 1, so nothing was migrated", "No space left on device", f"quintet prune {APP}"
-    )
-    assert status()["lock"] is None
-    assert times_migrated("0001_dumped") == 0
-
-
-@contextmanager
-def transaction(statement: str) -> Iterator[None]:
-    """Keep a transaction of the app's database open in which a statement was executed."""
-    command = ["docker", "exec", "--interactive", HOST.name, "runuser", "-u", APP, "--", "psql", "--quiet", APP]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as session:
-        assert session.stdin
-        assert session.stdout
-        session.stdin.write(f"BEGIN; {statement};\n\\echo begun\n")
-        session.stdin.flush()
-        assert any(line == "begun\n" for line in session.stdout), "psql has ended"
-        yield
-        session.stdin.close()
-
-
-def test_a_migration_gives_up_rather_than_keep_others_waiting() -> None:
-    before = serving()
-    halves = [
-        int.from_bytes(hashlib.sha256(word).digest()[:4], "big", signed=True) for word in (b"quintet", b"migrate")
-    ]
-    with transaction("SELECT pg_advisory_lock({}, {})".format(*halves)):
-        told = refused("quintet", "migrate", APP, before)
-    assert "Another session migrates the database and did not end within 2 s" in told
-    path = write_migration("0001_waiting", "lambda apps, editor: editor.execute('LOCK TABLE chat_room')")
-    with transaction("SELECT * FROM chat_room LIMIT 0"):
-        played = deploy()
-        assert serving() == before
-    path.unlink()
-    fails(played, "faults.0001_waiting did not get a lock on a table within 2 s and gave up", "Open for longest")
-
-
-# ---- one at a time ------------------------------------------------------------------------------------------------
-
-KILLS_FILE = SOURCE.parent / "tasks"
-
-
-def deploy_killed(at: str = "", after: float = 0, **variables: object) -> None:
-    """Deploy, and kill the controller with SIGKILL at the start of a task, or so many seconds later; no task: at none."""
-    KILLS_FILE.unlink(missing_ok=True)
-    done = subprocess.run(
-        [
-            *("ansible-playbook", "-i", str(SOURCE.parent / "inventory"), "playbooks/deploy.yml"),
-            *("--extra-vars", json.dumps({"app": APP, **variables})),
-        ],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "tests/site/kill_callbacks"),
-            "ANSIBLE_CALLBACKS_ENABLED": "kill_controller",
-            "KILL_TASKS": str(KILLS_FILE),
-            "KILL_AT": at,
-            "KILL_AFTER": str(after),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == (-signal.SIGKILL if at else 0), f"{at}: {done.returncode}\n{done.stdout}{done.stderr}"
-
-
-def runs(generation: str) -> bool:
-    """Say whether any unit of a generation runs."""
-    return not {"inactive", "failed", "unknown"} >= set(generations()[generation]["units"].values())
-
-
-def is_being_changed() -> bool:
-    """Say whether a host command is changing the app at this moment, or a module of Ansible's runs, which may be about to."""
-    listed = HOST.run("sh", "-c", "for file in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $file; echo; done 2> /dev/null")
-    modules = [line for line in listed.splitlines() if re.fullmatch(r"/usr/bin/python3[.0-9]*", line.strip())]
-    return bool(modules) or HOST.fails("flock", "--nonblock", f"/var/lib/quintet/{APP}/lock", "true")
-
-
-def configuration() -> str:
-    """Return a digest of all that the host command goes by."""
-    return HOST.run("sh", "-c", f"cd /etc/quintet/{APP} && find . -type f -exec sha256sum {{}} + | sort")
-
-
-def test_a_second_deploy_and_an_activate_are_refused_while_one_is_under_way(earlier: str) -> None:
-    before = serving()
-    HOST.run("rm", "--force", f"/srv/{APP}/shared/media/go")
-    with ThreadPoolExecutor() as threads:
-        first = threads.submit(deploy, fault="wait")
-        try:
-            wait_for("the first deploy", lambda: status()["lock"] is not None)
-            lock = status()["lock"]
-            holder = f"is being changed by {lock['holder']} since {lock['since']}"
-            known = configuration()
-            fails(deploy(mark="second"), holder)
-            assert configuration() == known, "the first one's probes, settings and environment"
-            assert holder in refused("quintet", "activate", APP, earlier)
-            assert holder in refused("quintet", "rollback", APP)
-            assert serving() == before
-        finally:
-            HOST.run("touch", f"/srv/{APP}/shared/media/go")
-        assert first.result().code == 0, first.result().output[-4000:]
-    assert status()["lock"] is None
-    assert serving() not in (before, earlier)
-
-
-def test_a_lock_from_elsewhere_is_kept_until_somebody_breaks_it() -> None:
-    elsewhere = {"host": "elsewhere/1", "boot": "2", "pid_namespace": "pid:[3]", "pid": 4, "started": 5}
-    begin = ["quintet", "begin", APP, HOST.current(APP), "--token", "T" * 24, "--by", "ann@elsewhere"]
-    begin += ["--controller", json.dumps(elsewhere)]
-    HOST.run(*begin)
-    told = refused("quintet", "rollback", APP)
-    assert "is being changed by ann@elsewhere since" in told
-    assert f"quintet unlock {APP}, or run the playbook with -e django_app_break_lock=true" in told
-    HOST.run("quintet", "unlock", APP)
-    assert status()["lock"] is None
-    HOST.run(*begin)
-    change_code()
-    deploy_well(django_app_break_lock=True)
-    assert status()["lock"] is None
-
-
-def test_a_reboot_in_mid_deploy_goes_back_and_leaves_no_lock() -> None:
-    before = serving()
-    change_code()
-    deploy_killed("confirm | Let the switch stay")
-    candidate = serving()
-    assert candidate != before
-    assert status()["unconfirmed"]["before"] == before
-    assert status()["lock"]
-    subprocess.run(["docker", "restart", HOST.name], check=True, capture_output=True)
-    wait_for("the site after its reboot", lambda: answers() == talks() == before)
-    assert serving() == before
-    assert (status()["lock"], status()["unconfirmed"]) == (None, None)
-    assert not runs(candidate)
-    # What it had built is as good as before.
-    assert deploy_well() == candidate
-
-
-def test_a_loss_of_power_in_mid_build_costs_a_build() -> None:
-    before = serving()
-    change_code()
-    deploy_killed(
-        "generation | Check that the app imports, collect its static files, and check Gunicorn's configuration", 0.5
-    )
-    subprocess.run(["docker", "kill", HOST.name], check=True, capture_output=True)
-    subprocess.run(["docker", "start", HOST.name], check=True, capture_output=True)
-    wait_for("the site after its loss of power", lambda: answers() == talks() == before)
-    assert (status()["lock"], status()["unconfirmed"]) == (None, None)
-    assert "building" in {one["state"] for one in generations().values()}
-    assert deploy_well() != before
-
-
-# ---- a controller that dies ---------------------------------------------------------------------------------------
-
-# What happens on the controller alone: a death there is one before the next remote task.
-LOCAL = {"set_fact", "assert", "debug", "fail", "include_role", "include_tasks", "validate_argument_spec"}
-LOCAL |= {"app_release", "check_apps"}
-CONFIRM_SECONDS = 5
-# Within tasks too, in seconds after their start.
-WITHIN = {"activate | Start, probe and switch to the generation": (0.7, 2.0), "confirm | Let the switch stay": (0.3,)}
-# After so many kills a run must come to its end.
-KILLS_IN_A_ROW = 8
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task of a deploy, by its number from 1."""
-
-    number: int
-    action: str
-    name: str
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether it does anything on the host."""
-        return self.action.rpartition(".")[2] not in LOCAL
-
-
-def remote_tasks() -> list[Task]:
-    """Return the tasks of the last recorded run that did anything on the host."""
-    lines = [line.split("\t") for line in KILLS_FILE.read_text().splitlines()]
-    skipped = {int(words[0]) for words in lines if words[1] == "skipped"}
-    tasks = [Task(int(words[0]), *words[2:]) for words in lines if words[1] == "start"]
-    return [task for task in tasks if task.is_remote and task.number not in skipped]
-
-
-def is_settled() -> bool:
-    """Say whether nothing is going on: no host command, no switch that waits, no drain."""
-    return not is_being_changed() and status()["unconfirmed"] is None
-
-
-def converges() -> None:
-    """Demand that a run comes to its end, that the next changes nothing, and that what runs is what is on disk."""
-    current = deploy_well()
-    again = deploy()
-    assert (again.code, again.changed) == (0, 0), again.changed_tasks
-    assert serving() == current
-    found = generations()
-    assert set(found[current]["units"].values()) == {"active"}
-    others = set(found) - {current}
-    wait_for("the drains", lambda: not any(runs(one) for one in others))
-    listed = HOST.run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", f"*-{APP}*@*")
-    assert {line.split()[0].partition("@")[2].partition(".")[0] for line in listed.splitlines()} == {current}
-    assert status()["lock"] is None
-
-
-def test_a_controller_killed_at_any_task_leaves_a_site_that_serves() -> None:
-    change_code()
-    deploy_killed()
-    tasks = remote_tasks()
-    moments = [(str(task.number), 0.0, task.name) for task in tasks]
-    moments += [
-        (str(task.number), after, f"{task.name}, after {after} s")
-        for task in tasks
-        for name, times in WITHIN.items()
-        if task.name.endswith(name)
-        for after in times
-    ]
-    assert len(tasks) >= 10
-    assert len(moments) == len(tasks) + 3
-    rows, undone = [], 0
-    for count, (at, after, name) in enumerate(moments, start=1):
-        before = serving()
-        change_code()
-        began = time.monotonic()
-        deploy_killed(at, after, django_app_confirm_seconds=CONFIRM_SECONDS)
-        killed = time.monotonic()
-        assert answers(), name
-        assert talks(), name
-        waits = status()["unconfirmed"] is not None
-        # The host ends by itself what it was told to begin, and takes back what nobody confirms.
-        wait_for(f"the host after the kill at {name}", is_settled, 30 + CONFIRM_SECONDS)
-        assert generations()[serving()]["state"] == "good", name
-        if waits and not after:
-            assert serving() == before, name
-            undone += 1
-        rows.append(f"{at:>3}  {killed - began:5.1f} s  {time.monotonic() - killed:5.1f} s  {name}")
-        if count % KILLS_IN_A_ROW == 0 or count == len(moments):
-            converges()
-    assert undone > 0
-    print("", "task  until killed  until settled", *rows, sep="\n")
-
-
-def test_a_controller_killed_in_a_change_of_everything_leaves_a_site_that_serves() -> None:
-    """Where a change of code alone does not come by: another environment, the app's own commands, a migration."""
-    write_migration("0000_killed", "migrations.RunPython.noop")
-    hooks = {"build": [{"command": "sleep 1"}], "before_migrate": [{"command": "sleep 1"}]}
-    before = serving()
-    with another_lock():
-        for name, after in (
-            ("environment | Install the locked dependencies", 0.5),
-            ("generation | Run the app's build commands", 0.5),
-            ("migrate | Migrate the database with the next generation's code", 0),
-            # In its hook, which the host brings to its end, and the dump and the migration after it.
-            ("migrate | Migrate the database with the next generation's code", 0.5),
-        ):
-            deploy_killed(name, after, more_hooks=hooks, django_app_confirm_seconds=CONFIRM_SECONDS)
-            assert answers() == talks() == before, name
-            wait_for(f"the host after the kill at {name}", is_settled)
-        changed = deploy_well(more_hooks=hooks)
-        assert changed != before
-        again = deploy(more_hooks=hooks)
-        assert (again.code, again.changed) == (0, 0), again.changed_tasks
-    assert times_migrated("0000_killed") == 1
-
-
-# ---- the way back -------------------------------------------------------------------------------------------------
-
-
-def who() -> dict[str, Any]:
-    """Return what the code and the environment say of themselves."""
-    value: dict[str, Any] = SITE.get("/who?number=1").json
-    return value
-
-
-def environment() -> str:
-    """Return the virtual environment that the servers of the current generation run in."""
-    (venv,) = set(HOST.run("sh", "-c", f"readlink --canonicalize /proc/{gunicorn()}/cwd/../venv").split())
-    return venv
-
-
-def test_a_rollback_brings_code_dependencies_environment_and_settings_back() -> None:
-    code = SOURCE / "config/load.py"
-    first, dependencies = serving(), environment()
-    assert (who()["version"], who()["mark"], len(children(gunicorn()))) == ("1", "first", WORKERS)
-    original = code.read_text()
-    code.write_text(original.replace('VERSION = "1"', 'VERSION = "2"'))
-    with another_lock():
-        second = deploy_well(mark="second", workers=1)
-    code.write_text(original)
-    assert (who()["version"], who()["mark"], len(children(gunicorn()))) == ("2", "second", 1)
-    assert environment() != dependencies
-
-    began = time.monotonic()
-    HOST.run("quintet", "rollback", APP)
-    print(f"\nquintet rollback took {time.monotonic() - began:.1f} s")
-    assert serving() == first
-    assert (who()["version"], who()["mark"], len(children(gunicorn()))) == ("1", "first", WORKERS)
-    assert environment() == dependencies
-    assert "is rolled back already" in refused("quintet", "rollback", APP)
-
-    # By the playbook, to one that is named.
-    began = time.monotonic()
-    played = rollback(generation=second.partition("-")[0])
-    print(f"rollback.yml took {time.monotonic() - began:.1f} s")
-    assert played.code == 0, played.output[-4000:]
-    assert serving() == second
-    assert (who()["version"], who()["mark"]) == ("2", "second")
-    assert status()["hold"]["generation"] == second
-    # A deploy by name ends the hold.
-    assert deploy_well() != second
-    assert (who()["version"], who()["mark"], status()["hold"]) == ("1", "first", None)
-
-
-def rollback(**variables: object) -> Played:
-    """Roll the app back by the playbook."""
-    return play("playbooks/rollback.yml", "--extra-vars", json.dumps({"app": APP, **variables}))
-
-
-def test_a_rollback_across_migrations_needs_a_word() -> None:
-    before = serving()
-    write_migration("0001_nothing", "migrations.RunPython.noop")
-    after = deploy_well()
-    refusal = "does not know migrations that the database has: faults.0001_nothing"
-    assert refusal in refused("quintet", "rollback", APP)
-    fails(rollback(), refusal, "-e accept_migrations=true")
-    assert serving() == after
-    HOST.run("quintet", "rollback", APP, "--accept-migrations")
-    assert serving() == before
-    assert rollback(generation=after).code == 0
-    assert serving() == after
-
-
-# ---- workers and timers -------------------------------------------------------------------------------------------
-
-TICKS = f"/srv/{APP}/shared/media/ticks"
-TICK = {"name": "tick", "command": 'sh -c "echo $QUINTET_GENERATION >> $MEDIA_ROOT/ticks"', "calendar": "*:*:*"}
-
-
-def moments(generation: str) -> dict[str, float]:
-    """Return when systemd last said of a generation's worker that it was started and that it was stopped, in seconds."""
-    command = ["journalctl", "--quiet", "--output=json", f"UNIT=worker-{APP}-idle-1@{generation}.service"]
-    entries = [json.loads(line) for line in HOST.run(*command).splitlines()]
-    jobs = {"start": "started", "stop": "stopped"}
-    return {
-        jobs[entry["JOB_TYPE"]]: int(entry["__MONOTONIC_TIMESTAMP"]) / 1e6
-        for entry in entries
-        if entry.get("JOB_TYPE") in jobs and entry.get("JOB_RESULT") == "done"
-    }
-
-
-def ticks() -> list[str]:
-    """Return the generations whose timer has run its job, in the order of the runs."""
-    return HOST.run("sh", "-c", f"cat {TICKS} 2> /dev/null || true").split()
-
-
-def test_workers_and_timers_run_in_the_current_generation_alone() -> None:
-    change_code()
-    first = deploy_well(timers=[TICK])
-    wait_for("the timer of the first generation", lambda: first in ticks())
-    change_code()
-    second = deploy_well(timers=[TICK])
-    wait_for("the timer of the second generation", lambda: second in ticks())
-    assert moments(first)["stopped"] <= moments(second)["started"], "never two at the same time"
-    (worker,) = HOST.processes(f"worker-{APP}-*")
-    assert f"QUINTET_GENERATION={second}" in HOST.run("sh", "-c", f"tr '\\0' '\\n' < /proc/{worker}/environ").split()
-    order = [one for one in ticks() if one in (first, second)]
-    assert first not in order[order.index(second) :], "no timer of a generation that does not serve"
-    # They go back with it.
-    HOST.run("quintet", "rollback", APP)
-    assert serving() == first
-    assert moments(second)["stopped"] <= moments(first)["started"]
-    ran = len(ticks())
-    wait_for("the timer of the first generation again", lambda: len(ticks()) > ran + 1)
-    assert set(ticks()[ran + 1 :]) == {first}
-
-
-# ---- hooks --------------------------------------------------------------------------------------------------------
-
-
-def test_hooks_run_at_their_moments() -> None:
-    told = {"on_failure": " $QUINTET_STEP $QUINTET_FAILED_GENERATION", "before_migrate": "", "after_switch": ""}
-    hooks = {
-        moment: [{"command": f'echo "{moment} $QUINTET_GENERATION{more}" >> "$MEDIA_ROOT/hooks"'}]
-        for moment, more in told.items()
-    }
-    hooks |= {moment: [{"command": f"echo {moment} $(id -un) >> hooks"}] for moment in ("build", "after_build")}
-    write_migration("0002_for_hooks", "migrations.RunPython.noop")
-    first = deploy_well(more_hooks=hooks)
-    known = set(generations())
-    fails(deploy(more_hooks=hooks, fault="boot"), *FAULTS["boot"])
-    (failed,) = set(generations()) - known
-    assert HOST.run("cat", f"/srv/{APP}/shared/media/hooks").splitlines() == [
-        f"before_migrate {first}",
-        f"after_switch {first}",
-        f"on_failure {first} start {failed}",
-    ]
-    # The time limit is systemd's; what the hook has started ends with it.
-    sleeps = {"before_switch": [{"name": "endless", "command": "sleep 600", "timeout_seconds": 1}]}
-    late = "did not end within 1 s and was stopped"
-    fails(deploy(more_hooks=sleeps), "the hook 'endless' (before_switch) of generation", late, "Step: before_switch")
-    assert serving() == first
-    assert HOST.fails("systemctl", "is-active", f"quintet-hook-{APP}.service")
-    built = HOST.run("cat", f"/srv/{APP}/generations/{first}/src/hooks")
-    assert built.splitlines() == [f"build {APP}-build", f"after_build {APP}-build"]

@@ -8,3 +8,4 @@ from ansible.plugins.loader import init_plugin_loader
 ROOT = Path(__file__).parents[2]
 init_plugin_loader([str(ROOT / "collections")])
 sys.path.insert(0, str(ROOT / "roles/django_app/files/quintet"))
+sys.path.insert(0, str(ROOT / "roles/nginx/files"))

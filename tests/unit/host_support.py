@@ -79,6 +79,11 @@ class FakeSystem(System):
             self.active.pop(unit, None)
         return Answer(True)
 
+    def restart(self, units: Sequence[str]) -> Answer:
+        self.calls.append(("restart", *units))
+        failed = [unit for unit in units if unit in self.broken]
+        return Answer(not failed, f"Job for {failed} failed." if failed else "")
+
     def reset_failed(self, units: Sequence[str]) -> None:
         for unit in units:
             if self.active.get(unit) == "failed":

@@ -54,6 +54,15 @@ def test_a_good_app_has_no_problems() -> None:
         ({"environment": {"A": "1\n2"}}, "django_apps[0].environment.A: is not one line of text."),
         ({"environment": {"STATIC_ROOT": "/"}}, "environment.STATIC_ROOT: the roles set this variable themselves."),
         ({"environment": {"K": "1"}, "secrets": {"K": "2"}}, "django_apps[0].environment.K: is in secrets too."),
+        ({"tls": "on"}, "django_apps[0]: value of tls must be one of: off, self_signed, provided, acme"),
+        (
+            {"tls": "acme", "domains": ["a.org", "*.a.org"]},
+            "django_apps[0].domains: '*.a.org' can get no certificate by tls: acme",
+        ),
+        (
+            {"tls": "acme", "domains": ["192.0.2.7"]},
+            "django_apps[0].domains: '192.0.2.7' can get no certificate by tls: acme",
+        ),
         ({"shared": ["../x"]}, "django_apps[0].shared: '../x' can't be a directory"),
         ({"shared": ["/etc"]}, "django_apps[0].shared: '/etc' can't be a directory"),
         ({"shared": ["media", "media/private"]}, "django_apps[0].shared: 'media/private' lies in 'media'"),
@@ -68,6 +77,12 @@ def test_a_good_app_has_no_problems() -> None:
         ({"workers": [{**MAIL, "command": "a\nb"}]}, "django_apps[0].workers[0].command: is not one line."),
         ({"workers": [{**MAIL, "command": " "}]}, "django_apps[0].workers[0].command: is not one line."),
         ({"workers": [{**MAIL, "memory_max": "much"}]}, "workers[0].memory_max: 'much' is no amount of memory."),
+        ({"workers": [{**MAIL, "tasks_max": 0}]}, "workers[0].tasks_max: 0 lets nothing run."),
+        (
+            {"timers": [{**NIGHTLY, "oom_score_adjust": 1001}]},
+            "timers[0].oom_score_adjust: 1001 is no rank for the kernel.",
+        ),
+        ({"commands": {"memory_max": "x"}}, "django_apps[0].commands.memory_max: 'x' is no amount of memory."),
         ({"workers": [{**MAIL, "stop_signal": "TERM"}]}, "workers[0].stop_signal: 'TERM' is no signal."),
         ({"workers": [{**MAIL, "processes": 0}]}, "workers[0].processes: 0 is not above 0."),
         ({"workers": [{**MAIL, "stop_seconds": 0}]}, "workers[0].stop_seconds: 0 is not above 0."),
@@ -123,6 +138,25 @@ def test_defaults_are_filled_in_at_every_depth() -> None:
     assert app["probes"][0]["timeout_seconds"] == 10
     assert app["dump"] == {"enabled": True, "keep": 3, "max_mb": 10240}
     assert app["hooks"]["on_failure"] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "tls", "scheme"),
+    [
+        ({}, "off", "http"),
+        ({"tls": False}, "off", "http"),  # what YAML makes of off
+        ({"tls": "self_signed"}, "self_signed", "https"),
+        ({"tls": "off", "nginx": {"tls": "provided"}}, "provided", "https"),
+        ({"tls": "provided", "nginx": {"tls": False}}, "off", "http"),
+    ],
+)
+def test_probes_come_by_the_way_that_people_come(given: dict[str, Any], tls: str, scheme: str) -> None:
+    assert said({**SHOP, **given}) == ""
+    app = normalize({**SHOP, **given, "probes": [{"path": "/x"}, {"path": "/y", "scheme": "http"}]}, SCHEMA)
+    assert app["tls"] == tls
+    first, second = app["probes"]
+    assert (first["scheme"], first["origin"]) == (scheme, f"{scheme}://shop.example.org")
+    assert (second["scheme"], second["origin"]) == ("http", "http://shop.example.org")
 
 
 def test_a_hook_without_a_name_is_called_by_its_command() -> None:

@@ -36,6 +36,8 @@ NEEDED = {
     "meta/runtime.yml",
     "playbooks/deploy.yml",
     "playbooks/rollback.yml",
+    "playbooks/maintenance.yml",
+    "playbooks/rotate.yml",
     "playbooks/site.yml",
     "playbooks/tasks/end_changes.yml",
     "plugins/action/app_release.py",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ansible.template import trust_as_template
 from ansible_collections.quintet.django.plugins.module_utils.controller import identity
-from rendering import ROOT, Role
+from rendering import ROOT, Role, load
 
 APP: dict[str, Any] = {"name": "shop", "domains": ["shop.test", "www.shop.test"], "source": {"directory": "src"}}
 LIVE = {**APP, "asgi": "config.asgi:application"}
@@ -33,7 +33,7 @@ def role(app: dict[str, Any], **more: Any) -> Role:
         gunicorn_rendered={"units": {}, "sockets": [], "services": [], "check": []},
         daphne_rendered={"units": {}, "sockets": [], "services": []},
         __django_app_rendered=trust_as_template("{{ __django_app_rendering }}"),
-        **more,
+        **{"__django_app_secret_names": trust_as_template("{{ __django_app_secrets.keys() | sort }}"), **more},
     )
 
 
@@ -50,6 +50,32 @@ def test_an_app_with_channels_finds_its_database_and_its_channel_layer() -> None
         "DATABASE_URL": "postgresql://shop@%2Fvar%2Frun%2Fpostgresql/shop",
         "CHANNEL_LAYER_URL": "unix://shop@/run/redis-shop/redis.sock",
     }
+
+
+def test_an_app_learns_whether_all_come_by_https() -> None:
+    assert environment(tls="self_signed")["HTTPS_ONLY"] == "1"
+    assert "HTTPS_ONLY" not in environment(tls="self_signed", nginx={"tls_redirect": 0})
+    assert "HTTPS_ONLY" not in environment(tls=False)
+    assert environment(tls="self_signed", environment={"HTTPS_ONLY": "0"})["HTTPS_ONLY"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("change", "port", "tls_port"),
+    [
+        ({}, 80, None),
+        ({"tls": "self_signed"}, None, 443),
+        ({"tls": "self_signed", "nginx": {"tls_redirect": 0}}, 80, 443),
+    ],
+)
+def test_a_switch_is_probed_by_the_ways_that_the_edge_has(
+    change: dict[str, Any], port: int | None, tls_port: int | None
+) -> None:
+    tasks: Any = load(ROOT / "roles/django_app/tasks/prepare.yml")
+    (edge,) = [
+        task["vars"]["__django_app_probes"]["edge"] for task in tasks if "__django_app_probes" in task.get("vars", {})
+    ]
+    found = role({**LIVE, **change}, django_app_edge_port=80, edge=edge).evaluate("edge")
+    assert found == {"address": "127.0.0.1", "port": port, "tls_port": tls_port}
 
 
 def test_values_may_be_templates_and_numbers_may_be_text() -> None:
@@ -91,6 +117,20 @@ def test_secrets_reach_the_units_as_files_or_in_the_environment() -> None:
     }
     assert role(LIVE).evaluate("__django_app_credentials") == credentials
     assert role({**LIVE, "secrets_as": "environment"}).evaluate("__django_app_credentials") == {}
+
+
+def test_an_old_value_is_one_more_secret_unless_the_app_names_it_itself() -> None:
+    assert role(LIVE).evaluate("__django_app_fallbacks") == ["SECRET_KEY"]
+    own = {"SECRET_KEY": "", "SECRET_KEY_FALLBACKS": "mine"}
+    assert role({**LIVE, "secrets": own}).evaluate("__django_app_fallbacks") == []
+    assert role({**LIVE, "environment": {"SECRET_KEY_FALLBACKS": ""}}).evaluate("__django_app_fallbacks") == []
+    assert role({**LIVE, "secrets": {"KEY": ""}}).evaluate("__django_app_fallbacks") == []
+    more = {**LIVE, "secrets": {"A": "", "B": ""}, "secret_fallbacks": {"names": ["A", "B", "C"]}}
+    assert role(more).evaluate("__django_app_fallbacks") == ["A", "B"]
+    assert role(LIVE).evaluate("__django_app_overlaps") == ["CHANNEL_LAYER_PASSWORD"]
+    assert role(APP).evaluate("__django_app_overlaps") == []
+    with_old = role(LIVE, __django_app_secret_names=["SECRET_KEY", "SECRET_KEY_FALLBACKS"])
+    assert list(with_old.evaluate("__django_app_credentials")) == ["SECRET_KEY", "SECRET_KEY_FALLBACKS"]
 
 
 def test_manage_runs_with_the_environment_the_credentials_and_the_sandbox_of_the_servers() -> None:
@@ -191,10 +231,10 @@ def test_a_worker_is_its_own_process_with_the_environment_of_the_servers() -> No
         "RestartSec=1",
         "KillSignal=SIGTERM",
         "TimeoutStopSec=60",
-        *role(BUSY).evaluate("__django_app_named.properties"),
+        *role(BUSY).evaluate("__django_app_properties | map('replace', __django_app_placeholder, '1f0c2a9e-77aa01bc')"),
     ):
         assert line in mail
-    assert not [line for line in mail if line.startswith("MemoryMax")]
+    assert {"MemoryMax=25%", "TasksMax=512", "OOMScoreAdjust=400", "OOMPolicy=continue"} <= set(mail)
     beat = section(units["worker-shop-beat-1@1f0c2a9e-77aa01bc.service"], "Service")
     assert {"KillSignal=SIGINT", "TimeoutStopSec=5", "MemoryMax=256M"} <= set(beat)
 
@@ -290,7 +330,16 @@ def test_a_dump_needs_the_databases_client(change: dict[str, Any], has_client: b
 def test_a_quick_deploy_notices_what_it_would_not_see_to() -> None:
     prepared = role(LIVE).evaluate("__django_app_prepared")
     assert role({**LIVE, "environment": {"A": "1"}, "wsgi": "x:y"}).evaluate("__django_app_prepared") == prepared
-    for change in ({"packages": ["gettext"]}, {"user": "keeper"}, {"database": False}, {"channel_layer": False}):
+    of_last_year = {"nginx": {"tls_certificate": "2026.pem", "tls_key": "2026.key"}}
+    assert role({**LIVE, **of_last_year}).evaluate("__django_app_prepared") == prepared
+    for change in (
+        {"tls": "self_signed"},
+        {"nginx": {"tls_hsts": 0}},
+        {"packages": ["gettext"]},
+        {"user": "keeper"},
+        {"database": False},
+        {"channel_layer": False},
+    ):
         assert role({**LIVE, **change}).evaluate("__django_app_prepared") != prepared
 
 

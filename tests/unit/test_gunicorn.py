@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,6 +63,19 @@ def test_takes_the_app_of_a_loop() -> None:
     assert of_app(user="vendor").evaluate("gunicorn_group") == "vendor"
 
 
+def test_limits_are_shares_of_the_host_and_variables() -> None:
+    service = of_app().render("gunicorn.service.j2").splitlines()
+    assert {"MemoryMax=50%", "TasksMax=512", "OOMScoreAdjust=300", "OOMPolicy=continue"} <= set(service)
+    changed = of_app(gunicorn={"memory_max": "", "oom_score_adjust": 10}).render("gunicorn.service.j2")
+    assert "MemoryMax" not in changed
+    assert "OOMScoreAdjust=10\n" in changed
+
+
+def test_refuses_limits_that_systemd_could_not_read() -> None:
+    assert "gunicorn_memory_max: 'much' is no amount of memory." in problems(memory_max="much")
+    assert "gunicorn_oom_score_adjust: '2000' is no rank" in problems(oom_score_adjust=2000)
+
+
 def test_units_of_a_generation_name_it_and_install_nothing() -> None:
     app = of_app()
     socket, service = app.render("gunicorn.socket.j2"), app.render("gunicorn.service.j2")
@@ -90,9 +107,46 @@ def test_more_workers_than_memory_for_them_have_fewer_threads() -> None:
 def test_gunicorn_knows_every_setting() -> None:
     config = pytest.importorskip("gunicorn.config")
     chosen = settings(gunicorn(access_log=True, preload=True))
-    own = {"os", "systemd", "__builtins__", "_notify_socket"}
+    own = {"os", "systemd", "__builtins__", "_notify_socket", "_reserving_worker"}
     assert set(chosen) - own - set(config.Config().settings) == set()
     assert (chosen["accesslog"], chosen["preload_app"]) == ("-", True)
+
+
+def test_health_has_a_thread_when_all_others_are_taken() -> None:
+    gthread = pytest.importorskip("gunicorn.workers.gthread")
+    worker = settings(gunicorn(reserved_paths=["/healthz", "/up"]))["worker_class"]()
+    assert issubclass(worker, gthread.ThreadWorker)
+    threads = worker.get_thread_pool(SimpleNamespace(cfg=SimpleNamespace(threads=2)))
+    over, lines = threading.Event(), []
+
+    def work(connection: SimpleNamespace) -> str:
+        line: str = connection.sock.recv(100).split(b"\r\n")[0].decode()
+        if "/slow" in line:
+            assert over.wait(20)
+        lines.append(line)
+        return line
+
+    def ask(path: str) -> Future[str]:
+        client, server = socket.socketpair()
+        clients.append(client)
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        future: Future[str] = threads.submit(work, SimpleNamespace(sock=server))
+        return future
+
+    clients: list[socket.socket] = []
+    slow = [ask("/slow") for _ in range(2)]
+    waiting = [ask(path) for path in ("/", "/healthzy", "/x?/up")]
+    assert ask("/healthz").result(timeout=20) == "GET /healthz HTTP/1.1"
+    assert ask("/up?from=probe").result(timeout=20) == "GET /up?from=probe HTTP/1.1"
+    assert not any(future.done() for future in (*slow, *waiting))
+    over.set()
+    threads.shutdown()
+    assert len(lines) == 7
+
+
+def test_nothing_is_reserved_where_nothing_is_named_or_no_thread_is_there() -> None:
+    assert settings(gunicorn(reserved_paths=[]))["worker_class"] == "gthread"
+    assert settings(gunicorn(worker_class="sync"))["worker_class"] == "sync"
 
 
 @pytest.mark.parametrize("settings", [{}, {"worker_class": "sync", "access_log": True, "log_level": "debug"}])
@@ -161,6 +215,7 @@ def test_listens_on_an_address_too() -> None:
         ({"socket": "/run/" + "x" * 103}, "gunicorn_socket"),
         ({"workers": 0}, "gunicorn_workers: 0"),
         ({"threads": 0}, "gunicorn_threads: 0"),
+        ({"reserved_paths": ["healthz"]}, "gunicorn_reserved_paths: one of 'healthz'"),
         ({"credentials": {"A/B": "/x"}}, "gunicorn_credentials"),
         ({"credentials": {"A": "x"}}, "'x' cannot stand in a unit"),
         ({"directory": "/srv/a b"}, "'/srv/a b' cannot stand in a unit"),

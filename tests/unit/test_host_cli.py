@@ -41,6 +41,7 @@ def test_status_as_json(here: Machine, capsys: pytest.CaptureFixture[str]) -> No
         "unconfirmed": None,
         "prepared": None,
         "left": [],
+        "maintenance": None,
         "venvs": [],
     }
     assert [one["generation"] for one in generations] == [B, A], "newest first"

@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import datetime
 import hashlib
 import http.server
 import json
 import socket
 import socketserver
+import ssl
 import struct
 import threading
 import time
@@ -20,6 +22,9 @@ from typing import Any
 import host_support
 import pytest
 import websockets
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from quintet_host.probes import Endpoint, Probe, Result, load, run
 from quintet_host.websocket import ACCEPT_SUFFIX, ClosedError, WebSocket, WebSocketError
 from websockets.asyncio.server import ServerConnection, unix_serve
@@ -27,6 +32,20 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 GENERATION = "1f0c2a9e-77aa01bc"
+
+
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    """Make a certificate and its key; nobody looks at whose it is."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+    certificate, private = directory / "certificate.pem", directory / "key.pem"
+    certificate.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certificate, private
 
 
 def http_probe(**more: Any) -> Probe:
@@ -120,6 +139,36 @@ def test_through_the_edge_no_forwarding_header_is_made_up(tmp_path: Path) -> Non
     assert result.ok
     assert result.message == f"GET /healthz through 127.0.0.1:{endpoint.port}: as wanted"
     assert not forwarded.ok
+
+
+def test_through_an_edge_with_tls_the_probes_host_is_asked_for(tmp_path: Path) -> None:
+    asked: list[str | None] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*self_signed(tmp_path))
+    context.sni_callback = lambda _connection, name, _context: asked.append(name)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        endpoint = Endpoint(address="127.0.0.1", port=server.server_port, tls=True)
+        results = [
+            run(http_probe(host=host), endpoint) for host in ("chat.example.org", "127.0.0.1", "[::1]", "a.test:8443")
+        ]
+        server.shutdown()
+        thread.join()
+    assert all(result.ok for result in results), results
+    assert asked == ["chat.example.org", None, None, "a.test"], "an address is no name"
+
+
+def test_an_edge_that_refuses_the_name_is_a_failed_probe() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        result = run(http_probe(), Endpoint(address="127.0.0.1", port=server.server_port, tls=True))
+        server.shutdown()
+        thread.join()
+    assert not result.ok
+    assert "GET /healthz through 127.0.0.1:" in result.message
 
 
 @pytest.mark.parametrize(
@@ -369,8 +418,9 @@ def test_the_file_of_the_contract_is_understood(tmp_path: Path) -> None:
     here = host_support.machine(tmp_path)
     (tmp_path / "etc/quintet/shop/probes.json").write_text(section)
     found = load(here.layout, "shop")
-    assert found.edge == Endpoint(address="127.0.0.1", port=80)
+    assert found.edge is None
+    assert found.tls_edge == Endpoint(address="127.0.0.1", port=443, tls=True)
     health, opened = found.probes
     assert (health.name, health.kind, health.expected, health.status) == ("health", "http", {"status": "ok"}, 200)
     assert (opened.kind, opened.send, opened.status) == ("websocket", {"type": "ping"}, HTTPStatus.SWITCHING_PROTOCOLS)
-    assert opened.origin == "http://chat.example.org"
+    assert opened.origin == "https://chat.example.org"

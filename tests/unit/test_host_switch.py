@@ -616,6 +616,18 @@ def test_a_run_that_rolls_back_all_hosts_holds_one_that_is_there_already(here: M
     assert here.log() == [("rollback", "ok")]
 
 
+def test_each_probe_goes_to_the_port_of_its_scheme(here: Machine) -> None:
+    secure = {**PROBES["probes"][0], "name": "secure", "scheme": "https"}
+    edge = {"address": "127.0.0.1", "port": 80, "tls_port": 443}
+    path = here.layout.configuration("shop") / "probes.json"
+    path.write_text(json.dumps({"edge": edge, "probes": [secure, PROBES["probes"][1]]}))
+    ways = probes.load(here.layout, "shop").through_edge
+    assert [(probe.name, way.port, way.tls) for probe, way in ways] == [("secure", 443, True), ("socket", 80, False)]
+    path.write_text(json.dumps({"edge": {**edge, "port": None}, "probes": [secure, PROBES["probes"][1]]}))
+    ways = probes.load(here.layout, "shop").through_edge
+    assert [probe.name for probe, _ in ways] == ["secure"], "plain HTTP is redirected"
+
+
 def test_a_probe_over_https_is_not_asked_through_a_plain_edge(here: Machine) -> None:
     """Nginx would tell the app that it came over HTTP, and the app would redirect it."""
     secure = {**PROBES["probes"][0], "name": "secure", "scheme": "https"}

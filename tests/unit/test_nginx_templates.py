@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from rendering import Role
 
 ROLE = Path(__file__).parents[2] / "roles/nginx"
 SERVER = "unix:/run/shop/gunicorn.sock"
@@ -26,9 +28,11 @@ def render(template: str, **variables: Any) -> str:
         **load("defaults/main.yml"),
         "ansible_facts": {},
         "ansible_managed": "Ansible managed",
+        "ansible_search_path": [str(ROLE)],
     }
-    text = trust_as_template((ROLE / "templates" / template).read_text())
-    return str(Templar(DataLoader(), variables={**known, **variables}).template(text, escape_backslashes=False) or "")
+    # By the lookup, as the role does: templates include others.
+    looked_up = trust_as_template("{{ lookup('ansible.builtin.template', '" + template + "') }}")
+    return str(Templar(DataLoader(), variables={**known, **variables}).template(looked_up) or "")
 
 
 def site(**variables: Any) -> str:
@@ -61,10 +65,9 @@ def blocks(text: str, pattern: str) -> list[str]:
 
 def test_a_bare_http_site_has_one_upstream_and_one_location() -> None:
     text = site()
-    assert blocks(text, "upstream .*") == ["upstream shop-http"]
-    assert blocks(text, "location .*") == ["location /"]
-    assert blocks(text, "map .*") == []
-    assert f"    server {SERVER};\n" in block(text, "upstream shop-http")
+    assert blocks(text, "upstream .*") == ["upstream shop-http", "upstream shop-reserved"]
+    assert blocks(text, "location [/=].*") == ["location /", "location = /healthz"]
+    assert f"    server {SERVER} max_conns=256;\n" in block(text, "upstream shop-http")
     assert "include quintet/proxy.conf;" in block(text, "location /")
     assert "server_name shop.example;" in text
 
@@ -105,7 +108,7 @@ def test_an_app_with_channels_is_split_by_path() -> None:
     assert "Upgrade" not in plain
     assert "unix:/srv/shop/current/run/daphne.sock;" in block(text, "upstream shop-websocket")
     assert "keepalive" not in block(text, "upstream shop-websocket")
-    assert "unix:/srv/shop/current/run/gunicorn.sock;" in block(text, "upstream shop-http")
+    assert "unix:/srv/shop/current/run/gunicorn.sock max_conns=256;" in block(text, "upstream shop-http")
 
 
 def test_an_app_without_channels_is_not_split() -> None:
@@ -124,7 +127,7 @@ def test_the_keys_of_an_app_reach_the_site() -> None:
     assert "client_max_body_size 1m;" in text
     assert "gzip off;" in text
     assert "keepalive" not in text
-    assert "alias" not in text
+    assert "alias /srv" not in text
 
 
 def test_every_site_variable_has_its_key_in_the_app() -> None:
@@ -146,8 +149,8 @@ def test_several_servers_share_their_state_and_carry_their_options() -> None:
     upstream = block(text, "upstream shop-http")
     lines = [line.strip() for line in upstream.splitlines()]
     assert "server 10.0.0.1:8000 weight=3 max_conns=9 max_fails=0 fail_timeout=30s;" in lines
-    assert "server 10.0.0.2:8000 down;" in lines
-    assert "server [fd00::1]:8000 backup;" in lines
+    assert "server 10.0.0.2:8000 max_conns=256 down;" in lines
+    assert "server [fd00::1]:8000 max_conns=256 backup;" in lines
     assert "zone shop-http 64k;" in lines
     assert lines.index("hash $request_uri consistent;") < lines.index("keepalive 16;"), "Nginx wants the method first"
     assert "keepalive_time 10s;" in lines
@@ -166,7 +169,7 @@ def test_aliases_are_redirected_with_scheme_port_and_path() -> None:
 def test_an_asgi_only_site_needs_no_http_server() -> None:
     text = site(http_servers=[], websocket_servers=[{"server": SERVER}], websocket_paths=["/"])
     assert blocks(text, "upstream .*") == ["upstream shop-websocket"]
-    assert blocks(text, "location .*") == ["location /"]
+    assert blocks(text, "location /.*") == ["location /"]
     assert "proxy_pass http://shop-websocket;" in text
 
 
@@ -371,3 +374,413 @@ def test_the_specs_name_every_default_with_its_value() -> None:
         )
         if "default" in options[name]:
             assert options[name]["default"] == resolved, name
+
+
+# ---- what each client may -----------------------------------------------------------------------------------------
+
+
+def matched(text: str, variable: str, value: str) -> str:
+    """Return what a map of the configuration makes of a value, as Nginx would: the first regular expression that fits, else the default."""
+    lines = block(text, variable).splitlines()
+    entries = [re.fullmatch(r' *"?~(\*?)(.*?)"? (\S+);', line) for line in lines]
+    for found in filter(None, entries):
+        if re.search(found[2], value, re.IGNORECASE if found[1] else 0):
+            return found[3].strip('"')
+    return re.search(r"default (\S+);", block(text, variable))[1].strip('"')  # type: ignore[index]
+
+
+def test_limits_are_made_for_an_office() -> None:
+    text = app_site(asgi="config.asgi:application", websocket_paths=["/ws/"])
+    for line in (
+        "limit_req_zone $quintet_shop_request zone=shop-requests:10m rate=50r/s;",
+        "limit_req_zone $quintet_shop_handshake zone=shop-handshakes:10m rate=50r/s;",
+        "limit_req zone=shop-requests burst=200 delay=50;",
+        "limit_req zone=shop-handshakes burst=500 delay=50;",
+        "limit_conn shop-connections 100;",
+        "limit_conn shop-files 1000;",
+        "limit_conn shop-websockets 1000;",
+    ):
+        assert line in text
+    assert "shop-strict" not in text
+
+
+def test_each_limit_can_be_set_and_left_out() -> None:
+    numbers = {
+        "limit_requests": 7,
+        "limit_requests_burst": 5,
+        "limit_websockets": 3,
+        "limit_strict": 9,
+        "limit_strict_burst": 4,
+    }
+    text = app_site(
+        asgi="a:b",
+        websocket_paths=["/ws/"],
+        nginx={
+            **numbers,
+            "limit_handshakes": 0,
+            "limit_connections": 0,
+            "limit_strict_paths": ["/login/"],
+            "http_max_conns": 0,
+        },
+    )
+    assert "rate=7r/s;" in text
+    assert "limit_req zone=shop-requests burst=5 delay=5;" in text
+    assert "limit_conn shop-websockets 3;" in text
+    assert "zone=shop-strict:10m rate=9r/m;" in text
+    assert "limit_req zone=shop-strict burst=4 nodelay;" in text
+    for absent in ("handshakes", "shop-connections", "max_conns"):
+        assert absent not in text
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "path", "kind"),
+    [
+        ("", "/", "request"),
+        ("websocket", "/", "request"),
+        ("websocket", "/ws/room/", "handshake"),
+        ("", "/ws/room/", "request"),
+        ("websocket", "/static/a.css", "file"),
+        ("", "/static/a.css", "file"),
+        ("", "/media/a.png", "file"),
+        ("", "/x/static/a.css", "request"),
+        ("websocket", "/x/ws/", "request"),
+        ("", "/quintet-errors/429.html", "error"),
+    ],
+)
+def test_what_a_request_is_counted_as(upgrade: str, path: str, kind: str) -> None:
+    text = app_site(asgi="a:b", websocket_paths=["/ws/"])
+    assert matched(text, 'map "$quintet_upgrade:$uri" $quintet_shop_kind', f"{upgrade}:{path}") == kind
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "strict"), [("POST", "/login/", "1"), ("GET", "/login/", "0"), ("POST", "/", "0")]
+)
+def test_what_a_stricter_limit_counts(method: str, path: str, strict: str) -> None:
+    text = app_site(nginx={"limit_strict_paths": ["/login/"]})
+    assert matched(text, 'map "$request_method:$uri" $quintet_shop_tries', f"{method}:{path}") == strict
+
+
+@pytest.mark.parametrize(
+    ("origin", "foreign"),
+    [
+        ("https://a.example", "0"),
+        ("http://A.example:8000", "0"),
+        ("https://a-example", "1"),
+        ("https://a.example.evil", "1"),
+        ("", "1"),
+    ],
+)
+def test_whose_pages_may_open_websockets(origin: str, foreign: str) -> None:
+    text = app_site(asgi="a:b", websocket_paths=["/ws/"], nginx={"websocket_origins": ["a.example"]})
+    assert matched(text, 'map "$quintet_upgrade:$http_origin" $quintet_shop_foreign', f"websocket:{origin}") == foreign
+    assert matched(text, 'map "$quintet_upgrade:$http_origin" $quintet_shop_foreign', f":{origin}") == "0"
+    assert "if ($quintet_shop_foreign)" in block(text, "location /ws/")
+    assert "_foreign" not in app_site(asgi="a:b", websocket_paths=["/ws/"])
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        (bytes([192, 0, 2, 7]), bytes([192, 0, 2, 7])),
+        (bytes(10) + b"\xff\xff" + bytes([192, 0, 2, 7]), bytes([192, 0, 2, 7])),
+        (bytes(range(16)), bytes(range(8))),
+        (b"\n" * 16, b"\n" * 8),
+    ],
+)
+def test_a_client_is_an_address_or_a_network(address: bytes, client: bytes) -> None:
+    text = render("limits.conf.j2")
+    patterns = re.findall(r'"~(.*)" \$quintet_client_', block(text, "map $binary_remote_addr $quintet_client"))
+    assert len(patterns) == 2
+    found = [re.search(pattern.replace(r"\z", r"\Z").replace("(?<", "(?P<").encode(), address) for pattern in patterns]
+    assert next((match[1] for match in found if match), address) == client
+
+
+def test_what_the_edge_adds_to_answers() -> None:
+    text = app_site(nginx={"security_headers": {"X-Frame-Options": "", "Permissions-Policy": "camera=()"}})
+    assert "X-Frame-Options" not in text
+    assert (
+        'map $upstream_http_permissions_policy $quintet_shop_permissions_policy {\n    default "";\n    "" "camera=()";'
+        in text
+    )
+    for head in ("location ^~ /static/", "location ^~ /media/", "location ^~ /quintet-errors/"):
+        assert "add_header Permissions-Policy $quintet_shop_permissions_policy always;" in block(text, head)
+
+
+def test_maintenance_is_a_file_that_some_pass() -> None:
+    text = app_site(nginx={"maintenance_bypass": ["192.0.2.0/24"], "maintenance_retry_after": 60})
+    assert "if (-f /var/lib/quintet-edge/shop.maintenance)" in text
+    assert "127.0.0.1 1;\n    ::1 1;\n    192.0.2.0/24 1;" in block(text, "geo $quintet_shop_bypass")
+    retry = 'map "$status:$quintet_503" $quintet_shop_retry_after'
+    for value, seconds in {
+        "503:maintenance": "60",
+        "503:unavailable": "10",
+        "429:unavailable": "5",
+        "404:unavailable": "",
+    }.items():
+        assert matched(text, retry, value) == seconds
+
+
+def test_pages_of_errors_are_small_and_need_nothing_else() -> None:
+    for page in load("vars/main.yml")["__nginx_error_pages"].values():
+        html, program = render("error.html.j2", page=page), render("error.json.j2", page=page)
+        assert html.startswith("<!doctype html>")
+        assert page["text"] in html
+        assert len(html) < 1024
+        assert not re.search(r"https?:|src=|href=|Ansible|quintet", html)
+        assert json.loads(program) == {"error": page["title"], "message": page["text"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"limit_exempt": ["office"]}, "'office' is no address"),
+        ({"maintenance_bypass": ["10.0.0.1; }"]}, "'10.0.0.1; }' is no address"),
+        ({"limit_requests": -1}, "nginx_site_limit_requests: -1 is below 0"),
+        ({"limit_strict_paths": ["login"]}, "'login' is no path"),
+        ({"limit_strict_paths": ["/login/"], "limit_strict": 0}, "would let none through"),
+        ({"reserved_paths": ["/a b"]}, "'/a b' is no path"),
+        ({"websocket_origins": ["https://a.example"]}, "'https://a.example' is no host name"),
+        ({"security_headers": {"X-A": 'a"; }'}}, "cannot be a header"),
+        ({"security_headers": {"X A": "b"}}, "cannot be a header"),
+    ],
+)
+def test_what_the_edge_would_misread_is_refused(settings: dict[str, Any], said: str) -> None:
+    app = {"name": "shop", "domains": ["shop.example"], "nginx": settings}
+    assert said in render("site_faults.j2", django_app=app)
+
+
+BOOKWORM = {
+    "stderr": "nginx version: nginx/1.22.1\nbuilt with OpenSSL 3.0.15 3 Sep 2024 (running with OpenSSL 3.0.19 27 Jan 2026)\n"
+    "configure arguments: --with-http_v2_module"
+}
+TRIXIE = {
+    "stderr": "nginx version: nginx/1.26.3\nbuilt with OpenSSL 3.5.7 9 Jun 2026\n"
+    "configure arguments: --with-http_v2_module --with-http_v3_module"
+}
+IPV6 = {"all_ipv6_addresses": ["2001:db8::7"]}
+CERTIFICATE = "/etc/nginx/quintet-tls/shop/0123456789abcdef"
+
+
+def secure_site(**app: Any) -> str:
+    app = {"name": "shop", "domains": ["shop.example"], "tls": "self_signed", **app}
+    assert render("site_faults.j2", django_app=app).strip() == ""
+    return render("site.conf.j2", django_app=app, __nginx_site_certificate=CERTIFICATE)
+
+
+def servers(text: str) -> list[str]:
+    return re.findall(r"^server \{\n(.*?)^\}\n", text, re.M | re.S)
+
+
+def test_without_tls_nothing_of_it_is_in_a_site() -> None:
+    # What YAML reads off as is off, too.
+    for tls in ("off", False):
+        text = app_site(tls=tls, aliases=["old.example"])
+        assert not re.search("tls|ssl|443|Strict|Alt-Svc|https:", text)
+        assert "include quintet/listen.conf;" in text
+
+
+def test_with_tls_plain_http_is_redirected_to_the_same_name() -> None:
+    redirect, alias, main = servers(secure_site(aliases=["old.example"]))
+    assert "include quintet/listen.conf;" in redirect
+    assert "server_name shop.example old.example;" in redirect
+    assert "return 308 https://$host$request_uri;" in redirect
+    for server in (alias, main):
+        assert "listen.conf" not in server
+        assert "include quintet/listen_tls.conf;\n    include quintet/tls_intermediate.conf;" in server
+        assert f"ssl_certificate {CERTIFICATE}/certificate.pem;" in server
+        assert f"ssl_certificate_key {CERTIFICATE}/key.pem;" in server
+    assert "return 308 $quintet_scheme://shop.example$quintet_port$request_uri;" in alias
+
+
+def test_the_redirect_may_be_another_or_none_and_knows_the_port() -> None:
+    assert "return 301 https://$host$request_uri;" in secure_site(nginx={"tls_redirect": 301})
+    (both,) = servers(secure_site(nginx={"tls_redirect": 0}))
+    assert "include quintet/listen.conf;\n    include quintet/listen_tls.conf;" in both
+    app = {"name": "shop", "domains": ["shop.example"], "tls": "self_signed"}
+    text = render("site.conf.j2", django_app=app, __nginx_site_certificate=CERTIFICATE, nginx_https_port=8443)
+    assert "return 308 https://$host:8443$request_uri;" in text
+
+
+def test_every_location_with_headers_of_its_own_says_hsts_and_http3() -> None:
+    text = secure_site(asgi="config.asgi:application", aliases=["old.example"])
+    for body in re.findall(r"\{\n([^{}]*add_header[^{}]*)", text):
+        assert "add_header Strict-Transport-Security $quintet_shop_hsts always;" in body
+        assert "add_header Alt-Svc $quintet_alt_svc always;" in body
+
+
+@pytest.mark.parametrize(
+    ("settings", "value"),
+    [
+        ({}, "max-age=300"),
+        ({"tls_hsts": 0}, "max-age=0"),
+        ({"tls_hsts": 63072000, "tls_hsts_subdomains": True}, "max-age=63072000; includeSubDomains"),
+        (
+            {"tls_hsts": 63072000, "tls_hsts_subdomains": True, "tls_hsts_preload": True},
+            "max-age=63072000; includeSubDomains; preload",
+        ),
+    ],
+)
+def test_hsts_is_short_unless_told_otherwise_and_over_tls_alone(settings: dict[str, Any], value: str) -> None:
+    text = secure_site(nginx=settings)
+    head = 'map "$https:$upstream_http_strict_transport_security" $quintet_shop_hsts'
+    assert block(text, head) == f'    default "";\n    "on:" "{value}";\n'
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tls_hsts_preload": True}, "nginx_site_tls_hsts_preload: browsers' lists take no site"),
+        ({"tls_hsts_preload": True, "tls_hsts": 63072000}, "nginx_site_tls_hsts_preload"),
+        ({"tls_hsts_preload": True, "tls_hsts_subdomains": True, "tls_hsts": 86400}, "nginx_site_tls_hsts_preload"),
+        ({"security_headers": {"strict-Transport-security": "max-age=1"}}, "which nginx_site_tls_hsts sends"),
+        ({"tls_hsts": -1}, "nginx_site_tls_hsts: -1 is below 0"),
+        ({"tls_days": 2}, "nginx_site_tls_days: 2 leaves no time"),
+    ],
+)
+def test_promises_that_cannot_be_kept_are_refused(settings: dict[str, Any], said: str) -> None:
+    app = {"name": "shop", "domains": ["shop.example"], "tls": "self_signed", "nginx": settings}
+    assert said in render("site_faults.j2", django_app=app)
+
+
+def test_who_asks_for_an_address_names_no_host_in_tls() -> None:
+    assert "include quintet/listen_tls_default.conf;" in secure_site(domains=["192.0.2.7", "shop.example"])
+    assert "include quintet/listen_tls_default.conf;" in secure_site(aliases=["[2001:db8::7]"])
+    assert "listen_tls_default" not in secure_site(domains=["10.example", "1.2.3.4.example"])
+
+
+def test_by_acme_the_authoritys_questions_are_answered_by_plain_http() -> None:
+    for app in ({}, {"nginx": {"tls_redirect": 0}}):
+        text = secure_site(tls="acme", **app)
+        (plain,) = [one for one in servers(text) if "include quintet/listen.conf;" in one]
+        challenge = block(plain, "location ^~ /.well-known/acme-challenge/")
+        assert "root /var/lib/quintet-edge/challenges;" in challenge
+    # Maintenance lasts for days at times.
+    assert "if ($uri ~ ^/(quintet-errors|[.]well-known/acme-challenge)/) {" in text
+    assert "acme-challenge" not in secure_site()
+
+
+def test_by_acme_the_host_changes_its_certificate_by_itself() -> None:
+    role = Role("nginx", nginx_site_name="shop", nginx_site_domains=["a.test"], nginx_site_tls="acme")
+    assert role.evaluate("__nginx_site_certificate") == "/etc/nginx/quintet-tls/shop/acme"
+    files = {one["path"]: one for one in role.evaluate("__nginx_acme_files")}
+    assert json.loads(files["/etc/nginx/quintet-tls/shop/acme.json"]["content"]) == {
+        "names": ["a.test"],
+        "directory": "",
+        "staging": False,
+        "email": "",
+        "bundle": "",
+        "port": 443,
+    }
+    assert "/etc/nginx/quintet-tls/shop/acme-authority.pem" not in files
+
+
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [
+        ({"domains": ["a.test", "*.a.test"]}, "nginx_site_tls: '*.a.test' can get no certificate by acme"),
+        ({"domains": ["192.0.2.7"]}, "nginx_site_tls: '192.0.2.7' can get no certificate by acme"),
+        (
+            {"nginx": {"tls_acme_staging": True, "tls_acme_directory": "https://a.test/"}},
+            "nginx_site_tls_acme_staging: is true, and",
+        ),
+        ({"nginx": {"tls_acme_directory": "a.test"}}, "nginx_site_tls_acme_directory: 'a.test' is no directory"),
+    ],
+)
+def test_what_acme_cannot_do_is_refused(app: dict[str, Any], said: str) -> None:
+    given = {"name": "shop", "domains": ["shop.example"], "tls": "acme", **app}
+    assert said in render("site_faults.j2", django_app=given)
+
+
+def test_the_certificate_that_is_signed_here_is_for_all_names() -> None:
+    names = {
+        "nginx_site_domains": ["Shop.example", "*.shop.example", "192.0.2.7"],
+        "nginx_site_aliases": ["[2001:db8::7]"],
+    }
+    role = Role("nginx", nginx_site_name="shop", **names)
+    assert sorted(role.evaluate("__nginx_site_alternative_names")) == [
+        "DNS:*.shop.example",
+        "DNS:shop.example",
+        "IP:192.0.2.7",
+        "IP:2001:db8::7",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("renewal", "names", "good"),
+    [(True, ["DNS:b", "DNS:a"], True), (False, ["DNS:a", "DNS:b"], False), (True, ["DNS:a"], False)],
+)
+def test_a_certificate_is_kept_while_it_is_for_the_names_and_not_near_its_end(
+    renewal: bool, names: list[str], good: bool
+) -> None:
+    found = {"valid_at": {"renewal": renewal}, "subject_alt_name": names}
+    role = Role("nginx", nginx_site_name="x", nginx_site_domains=["a", "b"], __nginx_self_signed_found=found)
+    assert role.evaluate("__nginx_self_signed_is_good") is good
+    role = Role(
+        "nginx", nginx_site_name="x", nginx_site_domains=["a"], __nginx_self_signed_found={"msg": "No such file"}
+    )
+    assert role.evaluate("__nginx_self_signed_is_good") is False
+
+
+@pytest.mark.parametrize(
+    ("build", "facts", "lines"),
+    [
+        (BOOKWORM, {}, ["listen 443 ssl http2;"]),
+        (BOOKWORM, IPV6, ["listen 443 ssl http2;", "listen [::]:443 ssl http2;"]),
+        (TRIXIE, {}, ["listen 443 ssl;", "http2 on;", "listen 443 quic;"]),
+        (
+            TRIXIE,
+            IPV6,
+            ["listen 443 ssl;", "listen [::]:443 ssl;", "http2 on;", "listen 443 quic;", "listen [::]:443 quic;"],
+        ),
+        ({}, {}, ["listen 443 ssl http2;"]),
+    ],
+)
+def test_http2_and_http3_are_as_the_build_has_them(
+    build: dict[str, Any], facts: dict[str, Any], lines: list[str]
+) -> None:
+    text = render("listen_tls.conf.j2", __nginx_build=build, ansible_facts=facts, nginx_http3=True, default_server="")
+    assert [line for line in text.splitlines() if not line.startswith("#")] == lines
+
+
+def test_http3_must_be_asked_for() -> None:
+    assert "quic" not in render("listen_tls.conf.j2", __nginx_build=TRIXIE, default_server="")
+    assert "h3=" not in render("http.conf.j2", __nginx_build=TRIXIE)
+    assert "h3=" not in render("http.conf.j2", __nginx_build=BOOKWORM, nginx_http3=True)
+    assert """"on" 'h3=":443"; ma=3600';""" in render("http.conf.j2", __nginx_build=TRIXIE, nginx_http3=True)
+
+
+def test_the_address_is_the_default_server_where_a_site_has_one() -> None:
+    text = render("listen_tls.conf.j2", __nginx_build=TRIXIE, nginx_http3=True, default_server=" default_server")
+    assert re.findall("^listen .*", text, re.M) == ["listen 443 ssl default_server;", "listen 443 quic default_server;"]
+
+
+def test_unknown_names_are_refused_before_a_certificate_is_shown() -> None:
+    for build in (BOOKWORM, TRIXIE):
+        text = render("unknown_tls.conf.j2", __nginx_build=build, nginx_http3=True, ansible_facts=IPV6)
+        assert "ssl_reject_handshake on;" in text
+        assert "server_name ~.;" in text
+        assert "default_server" not in text
+        assert "backlog=4096" in text
+    assert "listen 443 quic reuseport;" in text
+
+
+def test_the_profiles_are_mozillas() -> None:
+    new = render("tls.conf.j2", __nginx_build=TRIXIE, profile="intermediate")
+    assert "ssl_protocols TLSv1.2 TLSv1.3;" in new
+    (ciphers,) = re.findall("^ssl_ciphers (.*);", new, re.M)
+    assert all(
+        re.fullmatch("ECDHE-(ECDSA|RSA)-(AES(128|256)-GCM-SHA(256|384)|CHACHA20-POLY1305)", one)
+        for one in ciphers.split(":")
+    )
+    assert len(ciphers.split(":")) == 6
+    assert "ssl_ecdh_curve X25519MLKEM768:X25519:prime256v1:secp384r1;" in new
+    assert "ssl_ecdh_curve X25519:prime256v1:secp384r1;" in render(
+        "tls.conf.j2", __nginx_build=BOOKWORM, profile="intermediate"
+    )
+    for line in ("ssl_prefer_server_ciphers off;", "ssl_session_tickets off;"):
+        assert line in new
+    assert "stapling" not in new
+    assert "dhparam" not in new
+    modern = render("tls.conf.j2", __nginx_build=TRIXIE, profile="modern")
+    assert "ssl_protocols TLSv1.3;" in modern
+    assert "ssl_ciphers ECDHE-PSK-CHACHA20-POLY1305;" in modern, "Nginx ignores a second site's protocols"

@@ -307,3 +307,74 @@ def test_a_second_run_waits_and_then_says_so(layout: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(nginx_tree, "LOCK_SECONDS", 0.3)
     with nginx_tree.locked(layout), pytest.raises(nginx_tree.TreeError, match="Another run"), nginx_tree.locked(layout):
         pass
+
+
+COMPANION = nginx_tree.Companion("servers/unknown.conf", "# unknown\n", ["listen_tls.conf"])
+SECURE = {"sites/shop.conf": "server {\n    include quintet/listen_tls.conf;\n}\n"}
+
+
+def with_companion(server: FakeNginx, files: dict[str, str], absent: list[str] | None = None, **more: Any) -> Any:
+    with nginx_tree.locked(server.layout):
+        return nginx_tree.apply_changes(server.layout, server, files, absent or [], False, [COMPANION], **more)
+
+
+def test_a_companion_is_there_as_long_as_what_it_belongs_to(layout: Any, server: FakeNginx) -> None:
+    with_companion(server, {**HOST, **SHOP})
+    path = layout.link / COMPANION.path
+    assert not path.exists()
+    assert with_companion(server, SECURE).changed_paths[:2] == [
+        f"{layout.link}/{COMPANION.path}",
+        f"{layout.link}/sites/shop.conf",
+    ]
+    assert path.read_text() == COMPANION.content
+    assert not with_companion(server, {}).changed
+    with_companion(server, {"sites/chat.conf": SECURE["sites/shop.conf"]})
+    with_companion(server, SHOP)
+    assert path.exists(), "the other site still has TLS"
+    with_companion(server, {}, ["sites/chat.conf"])
+    assert not path.exists()
+
+
+def certificate(layout: Any, name: str) -> tuple[Path, dict[str, str]]:
+    """Make a site's certificate, and return it with the site's file that names it."""
+    directory = layout.certificates / "shop" / (name * 16)
+    directory.mkdir(parents=True)
+    (directory / "key.pem").touch()
+    return directory, {"sites/shop.conf": f"ssl_certificate_key {directory}/key.pem;\n"}
+
+
+def test_a_certificate_goes_with_the_last_tree_that_names_it(layout: Any, server: FakeNginx) -> None:
+    (a, first), (b, second), (c, third) = (certificate(layout, name) for name in "abc")
+    for site, there in ((first, (a, b, c)), (second, (a, b, c)), (third, (b, c))):
+        apply(server, {**HOST, **site})
+        assert [one for one in (a, b, c) if one.exists()] == list(there), (
+            "the live tree, the one before, and what is to come"
+        )
+
+
+def test_a_certificate_stays_while_other_files_change(layout: Any, server: FakeNginx) -> None:
+    a, first = certificate(layout, "a")
+    for number in range(4):
+        apply(server, {**HOST, **first, "http.conf": f"# {number}\n"})
+    assert (a / "key.pem").exists()
+
+
+def test_a_certificate_that_nginx_refuses_takes_none_along(layout: Any, server: FakeNginx) -> None:
+    a, first = certificate(layout, "a")
+    apply(server, {**HOST, **first})
+    with pytest.raises(nginx_tree.TreeError):
+        apply(server, {"sites/shop.conf": "broken"})
+    server.log_at_reload = "2026/11/23 21:00:00 [emerg] 1#1: bind() to 0.0.0.0:443 failed (13: Permission denied)\n"
+    with pytest.raises(nginx_tree.TreeError, match="did not take"):
+        apply(server, SHOP)
+    assert (a / "key.pem").exists()
+
+
+def test_in_check_mode_the_test_may_be_left_out(layout: Any, server: FakeNginx) -> None:
+    apply(server, {**HOST, **SHOP})
+    server.tested.clear()
+    broken = {"sites/shop.conf": "broken"}
+    assert nginx_tree.apply_changes(layout, server, broken, [], True, test=False).changed
+    assert server.tested == []
+    with nginx_tree.locked(layout), pytest.raises(nginx_tree.TreeError):
+        nginx_tree.apply_changes(layout, server, broken, [], False, test=False)

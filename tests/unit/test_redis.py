@@ -69,6 +69,17 @@ def test_the_only_user_has_a_hashed_password() -> None:
     assert PASSWORD not in user
 
 
+def test_old_passwords_are_accepted_beside_it_as_hashes() -> None:
+    old = ["the one before, long enough", PASSWORD]
+    words = lines("users.acl.j2", redis_old_passwords=old)[1].split()
+    # In an order that is always the same, or each run would find a change.
+    assert [word for word in words if word.startswith("#")] == sorted(
+        f"#{hashlib.sha256(password.encode()).hexdigest()}" for password in (PASSWORD, old[0])
+    )
+    assert accepts("short password", redis_old_passwords=old)
+    assert not accepts("short password", redis_old_passwords=["short"])
+
+
 def test_the_user_may_not_administer() -> None:
     words = lines("users.acl.j2")[1].split()
     assert not [word for word in words if word.startswith("+@")]

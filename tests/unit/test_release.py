@@ -65,6 +65,7 @@ def test_settings_change_it(change: dict[str, Any]) -> None:
         {"migration_lock_seconds": 5},
         {"worker_stay_seconds": 9},
         {"static_pool": {"days": 1}},
+        {"tls": "self_signed"},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -42,6 +42,12 @@ class RoomsTest(TestCase):
         self.assertContains(response, "number 10&lt;")
         self.assertNotContains(response, "number 9&lt;")
 
+    def test_the_policy_lets_nothing_in_from_elsewhere(self):
+        for path in ("/", "/rooms/lobby/", "/healthz", "/admin/login/", "/nowhere"):
+            policy = self.client.get(path).headers["Content-Security-Policy"]
+            self.assertTrue(policy.startswith("default-src 'none'; script-src 'self'; "), policy)
+            self.assertIn("frame-ancestors 'none'", policy)
+
     def test_nothing_is_inline(self):
         for path in ("/", "/rooms/lobby/"):
             page = self.client.get(path).content.decode()

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from quintet_host import deploy, migrate, probes, switch
+from quintet_host import deploy, maintenance, migrate, probes, switch
 from quintet_host.drain import boot, drain
 from quintet_host.errors import QuintetError, as_quintet_error, disk_advice
 from quintet_host.generation import load
@@ -234,6 +234,22 @@ def _log_line(entry: dict[str, Any]) -> str:
     return "  ".join([*first, f"by {entry.get('by', '?')}", *(f"{name}={value}" for name, value in rest.items())])
 
 
+def _maintenance(host: Host, arguments: Arguments) -> Reply:
+    app, wanted = arguments.app, arguments.state
+    changed = False
+    if wanted == "on":
+        changed = maintenance.begin(host, app)
+    elif wanted == "off":
+        changed = maintenance.end(host, app)
+    closed = bool(arguments.close_websockets) and maintenance.close_websockets(host, app)
+    state = maintenance.state(host, app)
+    message = f"{app}: " + (f"in maintenance since {state['since']} by {state['by']}." if state else "no maintenance.")
+    if closed:
+        message += " Its WebSockets were closed with 1012."
+    value = {"changed": changed or closed, "maintenance": state, "closed_websockets": closed, "message": message}
+    return Reply(value, message)
+
+
 def _drain(host: Host, arguments: Arguments) -> Reply:
     message = drain(host, arguments.app, arguments.generation)
     return Reply({"changed": True, "message": message}, message)
@@ -312,6 +328,12 @@ def _parser() -> argparse.ArgumentParser:
     one = add("prune", _prune, "remove old generations")
     _add_app(one)
     one.add_argument("--keep", metavar="N", type=_count, help="good generations to keep (keep_generations, or 3)")
+    one = add("maintenance", _maintenance, "503 for people at this host's edge: on, off or status")
+    _add_app(one)
+    one.add_argument("state", choices=["on", "off", "status"], nargs="?", default="status", help="(status)")
+    one.add_argument(
+        "--close-websockets", action="store_true", help="close the open ones with 1012, over the drain time"
+    )
     one = add("log", _log, "who changed what, when, and how it ended")
     _add_app(one)
     one.add_argument("-n", "--lines", metavar="N", type=_count, default=20, help="how many of the last entries (20)")

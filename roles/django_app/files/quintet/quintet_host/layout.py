@@ -59,6 +59,14 @@ class Layout:
         """Return the file of a deploy's lock, where no reboot keeps it."""
         return self.root / "run/quintet" / app / "deploy.json"
 
+    def maintenance(self, app: str) -> Path:
+        """Return the mark that an app's site is in maintenance; Nginx looks for it at each request."""
+        return self.root / "var/lib/quintet-edge" / f"{app}.maintenance"
+
+    def edge_site(self, app: str) -> Path:
+        """Return the file of an app's site in Nginx's live tree; on a host that is no edge there is none."""
+        return self.root / "etc/nginx/quintet/sites" / f"{app}.conf"
+
     @property
     def unit_links(self) -> Path:
         """The directory from which systemd reads units until the next boot."""

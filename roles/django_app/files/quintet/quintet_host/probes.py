@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import ssl
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -22,11 +23,12 @@ SHOWN = 200  # characters of an answer in a message
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to connect: a unix socket, or the edge's address and port."""
+    """Where to connect: a unix socket, or the edge's address and port, there with TLS or without."""
 
     path: Path | None = None
     address: str = ""
     port: int = 0
+    tls: bool = False
 
     @property
     def is_edge(self) -> bool:
@@ -36,10 +38,11 @@ class Endpoint:
     def __str__(self) -> str:
         return f"{self.address}:{self.port}" if self.path is None else str(self.path)
 
-    def connect(self, timeout: float) -> socket.socket:
-        """Return a connected socket; `timeout` in seconds. Raises OSError."""
+    def connect(self, timeout: float, host: str = "") -> socket.socket:
+        """Return a connected socket; `timeout` in seconds, `host` is what TLS asks for. Raises OSError."""
         if self.path is None:
-            return socket.create_connection((self.address, self.port), timeout)
+            plain = socket.create_connection((self.address, self.port), timeout)
+            return _with_tls(plain, host) if self.tls else plain
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.settimeout(timeout)
@@ -48,6 +51,22 @@ class Endpoint:
             connection.close()
             raise
         return connection
+
+
+def _with_tls(plain: socket.socket, host: str) -> socket.socket:
+    """Return the connection with TLS, by the certificate that the edge has for `host`; raises OSError when it has none.
+
+    Whose certificate it is, is not looked at: nobody but root listens there, the role has checked what it put there, and this host
+    need not know the authority that the site's visitors trust.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        return context.wrap_socket(plain, server_hostname=host.partition(":")[0] if "[" not in host else None)
+    except BaseException:
+        plain.close()
+        raise
 
 
 @dataclass(frozen=True)
@@ -106,11 +125,13 @@ class Probes:
 
     probes: tuple[Probe, ...]
     edge: Endpoint | None
+    tls_edge: Endpoint | None = None
 
     @property
-    def through_edge(self) -> tuple[Probe, ...]:
-        """Those that can be asked through the edge: it speaks plain HTTP, and believes nobody here that it was https."""
-        return tuple(probe for probe in self.probes if self.edge and probe.scheme == "http")
+    def through_edge(self) -> tuple[tuple[Probe, Endpoint], ...]:
+        """Those that can be asked through the edge, and where: it must speak their scheme, and believes nobody here that it was another."""
+        edges = {"http": self.edge, "https": self.tls_edge}
+        return tuple((probe, edge) for probe in self.probes if (edge := edges[probe.scheme]) is not None)
 
 
 class ProbeError(Exception):
@@ -136,7 +157,8 @@ def load(layout: Layout, app: str, *, of: str | None = None) -> Probes:
         edge = value.get("edge")
         return Probes(
             tuple(_parse(entry) for entry in (kept or value)["probes"]),
-            Endpoint(address=edge["address"], port=int(edge["port"])) if edge else None,
+            _edge(edge, "port", tls=False),
+            _edge(edge, "tls_port", tls=True),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise QuintetError(
@@ -153,6 +175,11 @@ def keep(layout: Layout, app: str, identifier: str) -> None:
     if value is not None and value != read_json_object(kept):
         kept.parent.mkdir(mode=0o700, exist_ok=True)
         write_json(kept, value)
+
+
+def _edge(edge: dict[str, Any] | None, key: str, *, tls: bool) -> Endpoint | None:
+    port = edge.get(key) if edge else None
+    return Endpoint(address=edge["address"], port=int(port), tls=tls) if edge and port else None
 
 
 def _parse(entry: dict[str, Any]) -> Probe:
@@ -197,13 +224,13 @@ def run(probe: Probe, endpoint: Endpoint) -> Result:
 
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, endpoint: Endpoint, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
+    def __init__(self, endpoint: Endpoint, probe: Probe) -> None:
+        super().__init__("localhost", timeout=probe.timeout_seconds)
         self._endpoint = endpoint
-        self._seconds = timeout
+        self._probe = probe
 
     def connect(self) -> None:
-        self.sock = self._endpoint.connect(self._seconds)
+        self.sock = self._endpoint.connect(self._probe.timeout_seconds, self._probe.host)
 
 
 def _headers(probe: Probe, endpoint: Endpoint) -> dict[str, str]:
@@ -219,7 +246,7 @@ def _headers(probe: Probe, endpoint: Endpoint) -> dict[str, str]:
 def _http(probe: Probe, endpoint: Endpoint) -> str | None:
     """Do an HTTP probe; returns the generation that the answer names."""
     deadline = time.monotonic() + probe.timeout_seconds
-    with closing(_Connection(endpoint, probe.timeout_seconds)) as connection:
+    with closing(_Connection(endpoint, probe)) as connection:
         connection.request(probe.method, probe.path, headers={**_headers(probe, endpoint), "Connection": "close"})
         # The response takes the socket from the connection once it knows that it is the last one.
         stream = connection.sock
@@ -254,7 +281,7 @@ def _read(response: http.client.HTTPResponse, stream: socket.socket | None, dead
 def _websocket(probe: Probe, endpoint: Endpoint) -> str | None:
     """Do a WebSocket probe; returns the generation that the wanted message names."""
     deadline = time.monotonic() + probe.timeout_seconds
-    with closing(endpoint.connect(probe.timeout_seconds)) as connection:
+    with closing(endpoint.connect(probe.timeout_seconds, probe.host)) as connection:
         websocket = WebSocket(connection, deadline)
         try:
             websocket.open(probe.path, _headers(probe, endpoint), probe.subprotocol)

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from quintet_host import units
+from quintet_host import maintenance, units
 from quintet_host.generation import find
 from quintet_host.host import Host
 from quintet_host.lock import read_lease
@@ -51,6 +51,7 @@ def app_status(host: Host, app: str) -> dict[str, Any]:
         "lock": asdict(lease) if lease else None,
         "unconfirmed": asdict(state.unconfirmed) if state.unconfirmed else None,
         "left": left,
+        "maintenance": maintenance.state(host, app),
         "prepared": host.settings(app).get("prepared"),
         "venvs": sorted(path.parent.name for path in host.layout.venvs(app).glob("*/.complete")),
         "generations": generations,
@@ -69,6 +70,10 @@ def as_text(status: dict[str, Any]) -> str:
         lines.append(f"  previous {status['previous']} (quintet rollback {status['app']})")
     if hold:
         lines.append(f"  hold     site.yml keeps {hold['generation']}, since {hold['since']} by {hold['by']}")
+    if status["maintenance"]:
+        since = status["maintenance"]
+        ends = f"quintet maintenance {status['app']} off"
+        lines.append(f"  edge     in maintenance since {since['since']} by {since['by']} ({ends})")
     if status["lock"]:
         lock = status["lock"]
         lines.append(f"  lock     {lock['holder']} since {lock['since']}: {lock['command']}")

@@ -264,8 +264,8 @@ def run_probes(host: Host, generation: Generation, *, through_edge: bool) -> lis
     held = host.store(generation.app).read().holds(generation.identifier)
     wanted = probes.load(host.layout, generation.app, of=generation.identifier if held else None)
     results = [_probe_own(host, generation, probe) for probe in wanted.probes]
-    if through_edge and wanted.edge:
-        results += [_probe_edge(host, generation, probe, wanted.edge) for probe in wanted.through_edge]
+    if through_edge:
+        results += [_probe_edge(host, generation, probe, edge) for probe, edge in wanted.through_edge]
     return results
 
 
@@ -557,9 +557,8 @@ class _Change:
         units.stop_background(host, app, identifier)
         units.start_background(host, generation)
         self.step = "edge"
-        if self.wanted.edge:
-            for probe in self.wanted.through_edge:
-                self._demand(_probe_edge(host, generation, probe, self.wanted.edge))
+        for probe, edge in self.wanted.through_edge:
+            self._demand(_probe_edge(host, generation, probe, edge))
         try:
             hooks.run(host, generation, "after_switch")
         except QuintetError as error:

@@ -47,6 +47,10 @@ class System:
         """Stop units, as one transaction, and wait for them."""
         return self._run(["systemctl", "stop", "--", *units])
 
+    def restart(self, units: Sequence[str]) -> Answer:
+        """Stop units and start them again, and wait until they are ready or have failed."""
+        return self._run(["systemctl", "restart", "--", *units])
+
     def reset_failed(self, units: Sequence[str]) -> None:
         """Forget earlier failures and their start limits; units that systemd does not know are passed over."""
         for unit in units:

@@ -1,0 +1,1 @@
+"""A way in: an app that runs whatever it is sent."""

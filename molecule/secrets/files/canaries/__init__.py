@@ -1,0 +1,1 @@
+"""Tells which secrets an app has, by their digests."""

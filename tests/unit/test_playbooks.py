@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-PLAYBOOKS = sorted((Path(__file__).parents[2] / "playbooks").glob("**/*.yml"))
+FOLDER = Path(__file__).parents[2] / "playbooks"
+PLAYBOOKS = sorted(path for path in FOLDER.glob("**/*.yml") if path.parent.name != "vars")
 
 
 def tasks(entries: list[dict[str, Any]], *conditions: Any) -> Iterator[tuple[dict[str, Any], list[Any]]]:

@@ -97,6 +97,11 @@ def test_a_port_needs_addresses_by_number(wrong: dict[str, Any], accepted: bool)
     assert accepts("listens nowhere or everywhere", **{**NETWORK, **wrong}) is accepted
 
 
+def test_without_a_group_nobody_but_root_reaches_the_socket() -> None:
+    assert "Group=shop" in lines("redis.service.j2", redis_group="shop")
+    assert not [line for line in lines("redis.service.j2", redis_group="") if line.startswith("Group=")]
+
+
 def test_a_channel_layer_forgets_nothing_and_keeps_nothing() -> None:
     text = lines("redis.conf.j2", redis_maxmemory="64mb")
     assert {"maxmemory 64mb", "maxmemory-policy noeviction", 'save ""', "appendonly no"} <= set(text)
@@ -153,9 +158,10 @@ def test_impossible_names_are_refused(name: str) -> None:
     assert not accepts("impossible name", redis_name=name)
 
 
-@pytest.mark.parametrize("group", ["", "a b", "$(id)", "a;b", "shop\n"])
+@pytest.mark.parametrize("group", ["a b", "$(id)", "a;b", "shop\n"])
 def test_impossible_groups_are_refused(group: str) -> None:
     assert accepts("impossible group", redis_group="www-data")
+    assert accepts("impossible group", redis_group="")
     assert not accepts("impossible group", redis_group=group)
 
 

@@ -51,7 +51,12 @@ def accepts(task: str, **variables: Any) -> bool:
 
 
 def test_only_administration_and_apps_enter_unless_told_otherwise() -> None:
-    assert lines("pg_hba.conf.j2") == ["local all postgres peer map=quintet", "local samerole all peer"]
+    assert lines("pg_hba.conf.j2") == [
+        "local all postgres peer map=quintet",
+        # Before the line that lets users of the operating system in.
+        "local samerole +quintet-by-password scram-sha-256",
+        "local samerole all peer",
+    ]
     assert lines("pg_ident.conf.j2") == ["quintet postgres postgres", "quintet root postgres"]
 
 
@@ -60,7 +65,7 @@ def test_further_access_comes_last() -> None:
         NETWORK_ENTRY,
         {"type": "local", "database": "replication", "user": "copy", "method": "peer", "options": "map=x"},
     ]
-    assert lines("pg_hba.conf.j2", postgresql_hba=entries)[2:] == [
+    assert lines("pg_hba.conf.j2", postgresql_hba=entries)[3:] == [
         "hostssl shop shop 10.0.0.7/32 scram-sha-256",
         "local replication copy peer map=x",
     ]

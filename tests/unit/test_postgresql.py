@@ -128,6 +128,32 @@ def test_other_names_are_refused(name: str) -> None:
     assert not accepts("names that belong to PostgreSQL", __postgresql_name=name)
 
 
+def test_passwords_take_the_place_of_peer_authentication() -> None:
+    logins = {"shop_1": "secret", "shop_2": ""}
+    assert value("postgresql_database_peer") is True
+    assert value("postgresql_database_peer", postgresql_database_logins=logins) is False
+    roles = [task for task in load("tasks/database_objects.yml") if "community.postgresql.postgresql_user" in task]
+    flags = [task["community.postgresql.postgresql_user"]["role_attr_flags"] for task in roles]
+
+    def can_login(**given: Any) -> list[bool]:
+        return [str(templar(**given).template(text)).startswith("LOGIN,") for text in flags]
+
+    same, other = {"name": "shop"}, {"name": "shop", "user": "web"}
+    assert can_login(django_app=same)[0] is True
+    assert can_login(django_app=other) == [False, True]
+    assert can_login(django_app=same, postgresql_database_logins=logins)[0] is False
+    assert can_login(django_app=other, postgresql_database_logins=logins) == [False, False]
+    both = {"postgresql_database_logins": logins, "postgresql_database_peer": True}
+    assert can_login(django_app=same, **both)[0] is True
+    assert can_login(django_app=other, **both) == [False, True]
+
+
+def test_a_login_has_a_name_of_its_own() -> None:
+    for name, is_accepted in (("shop_1", True), ("shop", False), ("web", False)):
+        given = {"django_app": {"name": "shop", "user": "web"}, "postgresql_database_logins": {name: "secret"}}
+        assert accepts("logins that are another role", **given) is is_accepted
+
+
 def test_settings_with_a_variable_of_their_own_are_refused() -> None:
     assert accepts("variable of their own", postgresql_settings={"jit": False})
     assert not accepts("variable of their own", postgresql_settings={"work_mem": "1MB"})

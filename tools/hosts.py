@@ -6,8 +6,8 @@
 
 This file is the one place that knows how such a host is built and started. Its recipe is a bare Debian: what a
 fresh server has, and nothing that Quintet's roles must bring themselves. Of each suite there is a furnished one, too,
-such as trixie-furnished: it has the packages that the roles ask for, in their packaged state and not running, for tests
-that need no bare host.
+such as trixie-furnished: it has the packages that the roles ask for, as packaged but for their services, which are disabled:
+so they don't run before a role starts them. It is for tests that need no bare host.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ LABEL = "org.quintet.host"
 FURNISH = (
     "printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d && apt-get update"
     f" && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {' '.join(FURNITURE)}"
+    " && systemctl disable nginx postgresql redis-server"
     " && apt-get clean && rm /usr/sbin/policy-rc.d && : > /etc/machine-id"
 )
 

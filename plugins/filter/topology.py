@@ -18,6 +18,7 @@ description:
 options:
   _input: {description: "The variable C(groups).", type: dict, required: true}
   hostvars: {description: "The variable C(hostvars).", type: dict, required: true}
+  app_port: {description: "The port on which the app hosts' Nginx serves an edge that is apart.", type: int, default: 443}
 """
 
 EXAMPLES = r"""
@@ -30,6 +31,7 @@ _value:
     - C(apart), whether a site has more than one host; C(edge_apart), C(database_apart) and C(redis_apart), whether that part is
       on another host than an app is.
     - C(addresses), that of each host by its name, if C(apart).
+    - C(app_servers), the app hosts as the edge's Nginx asks them, if C(edge_apart).
     - C(database) and C(redis), the address of their host where it is apart, else an empty text.
   type: dict
 """
@@ -57,7 +59,14 @@ def address_of(host: str, variables: Mapping[str, Any]) -> str:
     return address
 
 
-def topology(groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def with_port(address: str, port: int | str) -> str:
+    """Return an address with a port behind it, as URLs and Nginx write it."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def topology(
+    groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Mapping[str, Any]], app_port: int | str = 443
+) -> dict[str, Any]:
     """Return where the parts are; raises AnsibleFilterError for groups that make no site."""
     hosts = {part: list(groups.get(part, ())) for part in PARTS}
     every = {host for names in hosts.values() for host in names}
@@ -74,10 +83,14 @@ def topology(groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Mapping
             "Move it, or leave one host in both groups. Nothing was changed."
         )
     addresses = {host: address_of(host, hostvars[host]) for host in sorted(every)} if apart else {}
+    edge_apart = apart and bool(hosts["edge"]) and not both
     found: dict[str, Any] = {
         "apart": apart,
         "addresses": addresses,
-        "edge_apart": apart and bool(hosts["edge"]) and not both,
+        "edge_apart": edge_apart,
+        "app_servers": [{"server": with_port(addresses[host], app_port)} for host in hosts["app"]]
+        if edge_apart
+        else [],
     }
     for part in ("database", "redis"):
         # One way for all app hosts, or they would not have the same release.

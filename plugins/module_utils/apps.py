@@ -202,7 +202,9 @@ def value_problems(app: App, where: str) -> list[str]:
     """Say which values cannot work, for an app whose types are right and whose defaults are filled in."""
     found = []
     if not 1024 <= app["channel_layer_port"] <= 65535:
-        found.append(f"{where}.channel_layer_port: {app['channel_layer_port']} can't be it. Give one from 1024 to 65535.")
+        found.append(
+            f"{where}.channel_layer_port: {app['channel_layer_port']} can't be it. Give one from 1024 to 65535."
+        )
     name, user = app["name"], app["user"]
     if not APP_NAME.fullmatch(name):
         found.append(

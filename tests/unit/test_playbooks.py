@@ -55,7 +55,8 @@ def play(playbook: str, name: str) -> dict[str, Any]:
 
 def evaluate(text: Any, **variables: Any) -> Any:
     hosts = {"web2": {}, "web1": {"django_app_rotations": ROTATIONS}}
-    known = {"django_apps": APPS, "groups": {"app": [*hosts]}, "hostvars": hosts, **variables}
+    derived = DataLoader().load_from_file(str(FOLDER / "vars/topology.yml"), trusted_as_template=True)
+    known = {"django_apps": APPS, "groups": {"app": [*hosts]}, "hostvars": hosts, **derived, **variables}
     return Templar(DataLoader(), variables=known).template(trust_as_template(str(text)))
 
 

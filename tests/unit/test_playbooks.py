@@ -71,6 +71,19 @@ def test_databases_are_set_up_before_the_build_or_with_their_passwords_after_it(
     assert [app["name"] for app in evaluate(after["loop"], **after["vars"])] == ["word", "back"]
 
 
+def test_on_another_host_every_database_asks_for_a_password() -> None:
+    hosts = {
+        "web1": {"django_app_rotations": ROTATIONS, "ansible_host": "10.0.0.1"},
+        "db1": {"ansible_host": "10.0.0.2"},
+    }
+    given = {"hostvars": hosts, "groups": {"app": ["web1"], "database": ["db1"]}}
+    before = task_of(play("site.yml", "Set up PostgreSQL"), "databases")
+    assert evaluate(before["loop"], **given) == []
+    assert evaluate("{{ apps_by_password }}", **given) == ["peer", "word", "back"]
+    assert evaluate("{{ [postgresql_listen_addresses, postgresql_clients] }}", **given) == [["10.0.0.2"], ["10.0.0.1"]]
+    assert evaluate("{{ [django_app_database_address, django_app_redis_address] }}", **given) == ["10.0.0.2", ""]
+
+
 def test_a_site_without_passwords_has_nothing_to_do_between_build_and_migration() -> None:
     after = task_of(play("site.yml", "Let PostgreSQL accept the apps' passwords"), "databases")
     kept = {"peer": {}, "none": {"DATABASE_PASSWORD": OWN}}

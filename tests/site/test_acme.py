@@ -69,6 +69,27 @@ def certificates(site: str) -> set[str]:
     )
 
 
+def forget_both() -> None:
+    """Leave a site as one that never had a certificate."""
+    converge("-e", "sites_tls=off")
+    HOST.run(
+        "sh",
+        "-euc",
+        f"rm -r {STATE}/live/both {STATE}/archive/both {STATE}/renewal/both.conf {STATE}/both.asked {TLS}/both",
+    )
+
+
+@contextmanager
+def leading_nowhere(name: str) -> Iterator[None]:
+    """Have a name not lead to the host; the engine has mounted the file, so that it can't be replaced."""
+    hosts = HOST.run("cat", "/etc/hosts")
+    HOST.run("tee", "/etc/hosts", stdin=hosts.replace(f" {name}", ""))
+    try:
+        yield
+    finally:
+        HOST.run("tee", "/etc/hosts", stdin=hosts)
+
+
 def test_the_authority_has_signed_for_all_names(shop: SecureSite, both: SecureSite) -> None:
     for site in (shop, both):
         assert (site.get("/shown").status, site.get("/shown").body) == (200, "shown")
@@ -154,12 +175,7 @@ def test_another_name_is_asked_for(shop: SecureSite) -> None:
 
 def test_the_first_certificate_comes_while_the_site_serves(both: SecureSite) -> None:
     """Port 80 stays open, and the site is there over HTTPS with a certificate of the host's own until then."""
-    converge("-e", "sites_tls=off")
-    HOST.run(
-        "sh",
-        "-euc",
-        f"rm -r {STATE}/live/both {STATE}/archive/both {STATE}/renewal/both.conf {STATE}/both.asked {TLS}/both",
-    )
+    forget_both()
     statuses: set[int] = set()
     failures: list[Exception] = []
     stop = threading.Event()
@@ -179,6 +195,22 @@ def test_the_first_certificate_comes_while_the_site_serves(both: SecureSite) -> 
         stop.set()
         visitor.join()
     assert (statuses, failures) == ({200}, [])
+    assert both.get("/shown").body == "shown"
+
+
+def test_without_its_first_certificate_a_site_serves_with_the_hosts_own(both: SecureSite) -> None:
+    """The authority refuses, since one of the names leads nowhere; the next run asks again."""
+    forget_both()
+    own = SecureSite(HOST, "both.test", authority=HOST.run("cat", f"{TLS}/authority.pem"))
+    with leading_nowhere("www.both.test"):
+        refused = play(PLAYBOOK)
+        assert refused.code != 0
+        assert "no certificate for both.test, www.both.test from https://localhost:14000/dir" in refused.text
+        assert (own.get("/shown").status, own.get("/shown").body) == (200, "shown")
+        assert Site(HOST, "both.test").get("/shown").body == "shown"
+        with pytest.raises(ssl.SSLError):
+            both.get("/shown")
+    assert converge().changed
     assert both.get("/shown").body == "shown"
 
 

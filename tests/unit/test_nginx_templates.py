@@ -394,8 +394,8 @@ def test_limits_are_made_for_an_office() -> None:
     for line in (
         "limit_req_zone $quintet_shop_request zone=shop-requests:10m rate=50r/s;",
         "limit_req_zone $quintet_shop_handshake zone=shop-handshakes:10m rate=50r/s;",
-        "limit_req zone=shop-requests burst=200 delay=50;",
-        "limit_req zone=shop-handshakes burst=500 delay=50;",
+        "limit_req zone=shop-requests burst=200 delay=10;",
+        "limit_req zone=shop-handshakes burst=500 delay=10;",
         "limit_conn shop-connections 100;",
         "limit_conn shop-files 1000;",
         "limit_conn shop-websockets 1000;",
@@ -430,6 +430,19 @@ def test_each_limit_can_be_set_and_left_out() -> None:
     assert "limit_req zone=shop-strict burst=4 nodelay;" in text
     for absent in ("handshakes", "shop-connections", "max_conns"):
         assert absent not in text
+
+
+@pytest.mark.parametrize(
+    ("burst", "at_once", "line"),
+    [
+        (0, 10, "limit_req zone=shop-requests;"),
+        (5, 0, "limit_req zone=shop-requests burst=5;"),
+        (5, 3, "limit_req zone=shop-requests burst=5 delay=3;"),
+        (5, 10, "limit_req zone=shop-requests burst=5 delay=5;"),
+    ],
+)
+def test_a_burst_waits_its_turn_but_for_a_few(burst: int, at_once: int, line: str) -> None:
+    assert line in app_site(nginx={"limit_requests_burst": burst, "limit_requests_at_once": at_once})
 
 
 @pytest.mark.parametrize(
@@ -762,6 +775,14 @@ def test_unknown_names_are_refused_before_a_certificate_is_shown() -> None:
         assert "default_server" not in text
         assert "backlog=4096" in text
     assert "listen 443 quic reuseport;" in text
+
+
+@pytest.mark.parametrize("template", ["http.conf.j2", "unknown_tls.conf.j2"])
+def test_workers_have_queues_of_their_own_by_choice(template: str) -> None:
+    for chosen in (False, True):
+        text = render(template, __nginx_build=TRIXIE, nginx_reuseport=chosen, ansible_facts=IPV6)
+        listens = re.findall("^ *listen .*backlog=4096( reuseport)?;", text, re.M)
+        assert listens == [" reuseport" if chosen else ""] * 2
 
 
 def test_the_profiles_are_mozillas() -> None:

@@ -60,7 +60,7 @@ unit: venv ## Run the unit tests and the sample app's own
 	cd sample_app && python manage.py test
 
 # What these count and time, work beside them would change; the others mostly wait, and share the machine.
-ALONE := deploy faults overload
+ALONE := deploy overload
 SCENARIOS := $(sort $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml)))
 BESIDE := $(MAKE) --no-print-directory --output-sync --jobs 2
 

@@ -1,4 +1,4 @@
-"""Changes that are cut off, refused or taken back, on a host that must go on serving (Molecule scenario interruptions)."""
+"""Changes that are cut off, refused or taken back, on a host that must go on serving (Molecule scenario faults)."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ export DEMO_HTTP_PORT ?= 8080
 export DEMO_HTTPS_PORT ?= 8443
 export DEMO_SUITE ?= trixie
 export PYTHON
+# The collections' and the tests' bytecode is to be kept, too (.venv has its own): a run of Ansible is hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 TOOLS := .venv/.ready
 COLLECTIONS := collections/ansible_collections/.ready

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rendering
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 from rendering import Role
@@ -17,12 +19,17 @@ SERVER = "unix:/run/shop/gunicorn.sock"
 
 
 def load(path: str) -> dict[str, Any]:
-    content: dict[str, Any] = DataLoader().load_from_file(str(ROLE / path), trusted_as_template=True)
-    return content
+    return rendering.load(ROLE / path)
 
 
 def render(template: str, **variables: Any) -> str:
     """Render a template of the role with its defaults, as a play would."""
+    return rendered(template, json.dumps(variables))
+
+
+@cache
+def rendered(template: str, variables: str) -> str:
+    """Render a template with variables as JSON; many tests look at the same text."""
     known = {
         **load("vars/main.yml"),
         **load("defaults/main.yml"),
@@ -32,7 +39,7 @@ def render(template: str, **variables: Any) -> str:
     }
     # By the lookup, as the role does: templates include others.
     looked_up = trust_as_template("{{ lookup('ansible.builtin.template', '" + template + "') }}")
-    return str(Templar(DataLoader(), variables={**known, **variables}).template(looked_up) or "")
+    return str(Templar(DataLoader(), variables={**known, **json.loads(variables)}).template(looked_up) or "")
 
 
 def site(**variables: Any) -> str:

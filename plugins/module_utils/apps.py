@@ -57,6 +57,13 @@ RESERVED_VARIABLES = {
     "MEDIA_ROOT": "",
 }
 
+# What an empty text is good for. No value at all would reach the app as the text None: a SECRET_KEY that anybody guesses.
+NOTHING = {
+    "environment": "an empty text, or remove it",
+    "secrets": "a secret that is generated once",
+    "build_environment": "an empty text, or remove it",
+}
+
 
 # The longest time that a worker may take to stop; below the host command's own limit for a call of systemd's.
 STOP_SECONDS = 3000
@@ -226,7 +233,9 @@ def value_problems(app: App, where: str) -> list[str]:
                 instead = RESERVED_VARIABLES[variable]
                 advice = f"Set {where}.{instead} instead." if instead else "Remove it and read theirs."
                 found.append(f"{where}.{key}.{variable}: the roles set this variable themselves. {advice}")
-            elif isinstance(value, dict | list) or "\n" in str(value) or "\0" in str(value):
+            elif value is None:
+                found.append(f'{where}.{key}.{variable}: says nothing. Write "" for {NOTHING[key]}.')
+            elif isinstance(value, dict | list) or re.search(r"[\n\r\0]", str(value)):
                 found.append(f"{where}.{key}.{variable}: is not one line of text. Give it as one line, or as a file.")
     both = sorted(set(app["environment"]) & set(app["secrets"]))
     found += [f"{where}.environment.{variable}: is in secrets too. Keep one of them." for variable in both]

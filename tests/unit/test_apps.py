@@ -52,6 +52,12 @@ def test_a_good_app_has_no_problems() -> None:
         ({"wsgi": "config.wsgi"}, "django_apps[0].wsgi: 'config.wsgi' names no application."),
         ({"environment": {"A-B": "1"}}, "django_apps[0].environment: 'A-B' can't name a variable."),
         ({"environment": {"A": "1\n2"}}, "django_apps[0].environment.A: is not one line of text."),
+        ({"secrets": {"A": "1\r"}}, "django_apps[0].secrets.A: is not one line of text."),
+        (
+            {"secrets": {"SECRET_KEY": None}},
+            'secrets.SECRET_KEY: says nothing. Write "" for a secret that is generated',
+        ),
+        ({"environment": {"A": None}}, 'environment.A: says nothing. Write "" for an empty text, or remove it.'),
         ({"environment": {"STATIC_ROOT": "/"}}, "environment.STATIC_ROOT: the roles set this variable themselves."),
         ({"environment": {"K": "1"}, "secrets": {"K": "2"}}, "django_apps[0].environment.K: is in secrets too."),
         ({"tls": "on"}, "django_apps[0]: value of tls must be one of: off, self_signed, provided, acme"),

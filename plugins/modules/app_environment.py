@@ -119,6 +119,9 @@ Rotations = dict[str, Any]
 # Long enough for Django's check of SECRET_KEY (50 characters) and, at six bits a character, beyond any search.
 GENERATED_LENGTH_BYTES = 48
 
+# Of what is not in its place yet. The host command (prune) removes what a killed run has left under such a name.
+STAGED_PREFIX = ".new-"
+
 # A value for builds; visibly none, and as long as a real one.
 PLACEHOLDER = "placeholder-of-a-build-" + "0" * 41
 
@@ -169,7 +172,7 @@ def find_revision(revisions: Path, files: Files) -> tuple[int | None, int]:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only root can read, at once or not at all."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=STAGED_PREFIX)
     with os.fdopen(descriptor, "w") as handle:
         handle.write(text)
         handle.flush()
@@ -179,7 +182,7 @@ def write_private(path: Path, text: str) -> None:
 
 def write_revision(revisions: Path, number: int, files: Files) -> None:
     """Write a revision beside its place and rename it there, so that a killed run leaves no half of one."""
-    staged = Path(tempfile.mkdtemp(dir=revisions, prefix=".new-"))
+    staged = Path(tempfile.mkdtemp(dir=revisions, prefix=STAGED_PREFIX))
     for name, text in files.items():
         path = staged / name
         path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -32,7 +32,8 @@ APPLICATION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 UNIT_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
 SIGNAL = re.compile(r"SIG[A-Z0-9+-]+")
-MEMORY = re.compile(r"\d+(\.\d+)?[KMGT%]?|infinity")
+# systemd would drop a 0, or more than 100 %, and start the unit without any limit.
+MEMORY = re.compile(r"(?=.*[1-9])(\d+(\.\d+)?[KMGT]?|(100|\d{1,2}(\.\d{1,2})?)%)|infinity")
 OOM_SCORE_LIMIT = 1000
 SHARED_DIRECTORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 

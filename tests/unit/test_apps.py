@@ -83,6 +83,8 @@ def test_a_good_app_has_no_problems() -> None:
         ({"workers": [{**MAIL, "command": "a\nb"}]}, "django_apps[0].workers[0].command: is not one line."),
         ({"workers": [{**MAIL, "command": " "}]}, "django_apps[0].workers[0].command: is not one line."),
         ({"workers": [{**MAIL, "memory_max": "much"}]}, "workers[0].memory_max: 'much' is no amount of memory."),
+        ({"workers": [{**MAIL, "memory_max": "0"}]}, "workers[0].memory_max: '0' is no amount of memory."),
+        ({"workers": [{**MAIL, "memory_max": "250%"}]}, "workers[0].memory_max: '250%' is no amount of memory."),
         ({"workers": [{**MAIL, "tasks_max": 0}]}, "workers[0].tasks_max: 0 lets nothing run."),
         (
             {"timers": [{**NIGHTLY, "oom_score_adjust": 1001}]},

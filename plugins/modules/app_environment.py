@@ -92,6 +92,11 @@ used:
   type: list
   elements: str
   returned: success
+unused:
+  description: Names of O(overlaps) whose value the generation that serves does not use yet. Who accepts it is to be told before a switch.
+  type: list
+  elements: str
+  returned: success
 conflicts:
   description: Names whose value this host once generated itself and another host has otherwise. Then nothing was written.
   type: list
@@ -295,6 +300,7 @@ class Secrets:
     rotations: Rotations
     rotated: list[str]
     used: list[str]
+    unused: list[str]
 
 
 def decide(parameters: dict[str, Any], kept: dict[str, str], rotations: Rotations, now: datetime) -> Secrets:
@@ -329,6 +335,7 @@ def decide(parameters: dict[str, Any], kept: dict[str, str], rotations: Rotation
         rotations=rotations,
         rotated=rotated,
         used=sorted(name for name in parameters["retire"] if rotations.get(name, {}).get("old")),
+        unused=sorted(name for name in parameters["overlaps"] if name in values and not has(name, values[name])),
     )
 
 
@@ -396,7 +403,7 @@ def keep(parameters: dict[str, Any], directory: Path, *, write: bool) -> dict[st
     if conflicts:
         return {
             **{"changed": False, "revision": 0, "conflicts": conflicts, "secrets": {}, "rotations": {}},
-            **{"names": [], "rotated": [], "used": []},
+            **{"names": [], "rotated": [], "used": [], "unused": []},
         }
     wanted = decide(parameters, kept, rotations, datetime.now(UTC))
     files = revision_files(
@@ -425,6 +432,7 @@ def keep(parameters: dict[str, Any], directory: Path, *, write: bool) -> dict[st
         "rotations": wanted.rotations,
         "rotated": wanted.rotated,
         "used": wanted.used,
+        "unused": wanted.unused,
         "conflicts": [],
     }
 

@@ -240,6 +240,14 @@ def value_problems(app: App, where: str) -> list[str]:
                 found.append(f"{where}.{key}.{variable}: is not one line of text. Give it as one line, or as a file.")
     both = sorted(set(app["environment"]) & set(app["secrets"]))
     found += [f"{where}.environment.{variable}: is in secrets too. Keep one of them." for variable in both]
+    # The first is the option's default, which need not fit the app; the second is made by the roles.
+    secrets = {"SECRET_KEY", *(["CHANNEL_LAYER_PASSWORD"] if app["channel_layer"] else []), *app["secrets"]}
+    found += [
+        f"{where}.secret_fallbacks.names: '{name}' is none of the app's secrets, so no old value of it would be kept. "
+        f"Name one of {', '.join(sorted(secrets))}."
+        for name in app["secret_fallbacks"]["names"]
+        if name not in secrets
+    ]
     found += [
         f"{where}.shared: '{path}' can't be a directory below shared/. Give a relative path without '..'."
         for path in app["shared"]

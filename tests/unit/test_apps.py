@@ -58,6 +58,10 @@ def test_a_good_app_has_no_problems() -> None:
             'secrets.SECRET_KEY: says nothing. Write "" for a secret that is generated',
         ),
         ({"environment": {"A": None}}, 'environment.A: says nothing. Write "" for an empty text, or remove it.'),
+        (
+            {"secrets": {"JWT_KEY": ""}, "secret_fallbacks": {"names": ["SECRET_KEY", "JTW_KEY"]}},
+            "django_apps[0].secret_fallbacks.names: 'JTW_KEY' is none of the app's secrets",
+        ),
         ({"environment": {"STATIC_ROOT": "/"}}, "environment.STATIC_ROOT: the roles set this variable themselves."),
         ({"environment": {"K": "1"}, "secrets": {"K": "2"}}, "django_apps[0].environment.K: is in secrets too."),
         ({"tls": "on"}, "django_apps[0]: value of tls must be one of: off, self_signed, provided, acme"),

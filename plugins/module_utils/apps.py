@@ -383,6 +383,17 @@ def shared_problems(apps: list[App], where: list[str]) -> list[str]:
                     "Each app needs its own."
                 )
             seen.setdefault(app[key], number)
+    # Users of the system, and roles of PostgreSQL, that others are made with.
+    others: dict[str, list[tuple[int, str]]] = {}
+    for number, app in enumerate(apps):
+        others.setdefault(f"{app['user']}-build", []).append((number, "builds the code of"))
+        others.setdefault(app["name"], []).append((number, "owns the database of"))
+    found += [
+        f"{where[number]}.user: '{app['user']}' is who {what} {where[other]}. Choose another user."
+        for number, app in enumerate(apps)
+        for other, what in others.get(app["user"], [])
+        if other != number
+    ]
     owners: dict[str, int] = {}
     for number, app in enumerate(apps):
         for key in ("domains", "aliases"):

@@ -136,6 +136,20 @@ def test_two_apps_cannot_share_a_name_or_a_user() -> None:
     assert "django_apps[1].user: 'shop' is already" in said(SHOP, {**SHOP, "name": "b", "user": "shop", "domains": []})
 
 
+def test_the_user_of_an_app_has_no_power_over_another() -> None:
+    # It would be the owner of the other's database, or write its next code.
+    blog = {**SHOP, "name": "blog", "domains": []}
+    for user, words in (
+        ("shop", "django_apps[1].user: 'shop' is who owns the database of django_apps[0]. Choose another user."),
+        (
+            "web-build",
+            "django_apps[1].user: 'web-build' is who builds the code of django_apps[0]. Choose another user.",
+        ),
+    ):
+        assert words in said({**SHOP, "user": "web"}, {**blog, "user": user})
+    assert said({**SHOP, "user": "web"}, {**blog, "user": "blog"}) == ""
+
+
 def test_what_is_no_list_or_no_dictionary() -> None:
     assert problems("shop", "django_apps", SCHEMA) == [
         "django_apps: is no list. Write one entry with a name for each app."

@@ -156,7 +156,8 @@ def test_who_accepts_a_password_is_to_be_told_until_it_serves(app: App) -> None:
     assert app.run(**GENERATED)["unused"] == []
     rotated = app.run(1, **GENERATED, rotate=["SECRET_KEY", "CHANNEL_LAYER_PASSWORD"])
     # By any run after it, whatever that one was asked for.
-    for arguments in ({}, {"rotate": ["SECRET_KEY"]}, {"retire": ["CHANNEL_LAYER_PASSWORD"]}):
+    asked: list[dict[str, Any]] = [{}, {"rotate": ["SECRET_KEY"]}, {"retire": ["CHANNEL_LAYER_PASSWORD"]}]
+    for arguments in asked:
         assert app.run(2, **GENERATED, **arguments)["unused"] == rotated["unused"] == ["CHANNEL_LAYER_PASSWORD"]
     app.serve(app.run(2, **GENERATED)["revision"])
     assert app.run(3, **GENERATED)["unused"] == []

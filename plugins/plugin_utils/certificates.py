@@ -51,10 +51,8 @@ def pair_problems(
         try:
             texts[option] = read_pem(value, loader, directory)
         except FileNotFoundError as error:
-            # Not what was given for a key: it may be one, less the lines around it.
-            given = error if option == "tls_certificate" else "what it says"
             found.append(
-                f"{place}: {given} is no file on the controller. A relative path starts at the inventory's folder."
+                f"{place}: {error} is no file on the controller. A relative path starts at the inventory's folder."
             )
         except (OSError, AnsibleError) as error:
             found.append(

@@ -103,13 +103,6 @@ def test_what_nginx_or_a_browser_would_not_take_is_refused(certificate: str, key
     assert "PRIVATE KEY" not in found
 
 
-def test_a_key_less_the_lines_around_it_is_not_shown() -> None:
-    bare = "".join(pem_of(KEY).splitlines()[1:-1])
-    found = said(certificate_of(KEY), bare)
-    assert "tls_key: what it says is no file on the controller." in found
-    assert bare[:20] not in found
-
-
 @pytest.mark.parametrize(
     ("pattern", "name", "result"),
     [

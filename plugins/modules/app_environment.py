@@ -92,6 +92,11 @@ used:
   type: list
   elements: str
   returned: success
+unused:
+  description: Names of O(overlaps) whose value the generation that serves does not use yet. Who accepts it is to be told before a switch.
+  type: list
+  elements: str
+  returned: success
 conflicts:
   description: Names whose value this host once generated itself and another host has otherwise. Then nothing was written.
   type: list
@@ -118,6 +123,9 @@ Rotations = dict[str, Any]
 
 # Long enough for Django's check of SECRET_KEY (50 characters) and, at six bits a character, beyond any search.
 GENERATED_LENGTH_BYTES = 48
+
+# Of what is not in its place yet. The host command (prune) removes what a killed run has left under such a name.
+STAGED_PREFIX = ".new-"
 
 # A value for builds; visibly none, and as long as a real one.
 PLACEHOLDER = "placeholder-of-a-build-" + "0" * 41
@@ -169,7 +177,7 @@ def find_revision(revisions: Path, files: Files) -> tuple[int | None, int]:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only root can read, at once or not at all."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=STAGED_PREFIX)
     with os.fdopen(descriptor, "w") as handle:
         handle.write(text)
         handle.flush()
@@ -179,7 +187,7 @@ def write_private(path: Path, text: str) -> None:
 
 def write_revision(revisions: Path, number: int, files: Files) -> None:
     """Write a revision beside its place and rename it there, so that a killed run leaves no half of one."""
-    staged = Path(tempfile.mkdtemp(dir=revisions, prefix=".new-"))
+    staged = Path(tempfile.mkdtemp(dir=revisions, prefix=STAGED_PREFIX))
     for name, text in files.items():
         path = staged / name
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -292,6 +300,7 @@ class Secrets:
     rotations: Rotations
     rotated: list[str]
     used: list[str]
+    unused: list[str]
 
 
 def decide(parameters: dict[str, Any], kept: dict[str, str], rotations: Rotations, now: datetime) -> Secrets:
@@ -326,6 +335,7 @@ def decide(parameters: dict[str, Any], kept: dict[str, str], rotations: Rotation
         rotations=rotations,
         rotated=rotated,
         used=sorted(name for name in parameters["retire"] if rotations.get(name, {}).get("old")),
+        unused=sorted(name for name in parameters["overlaps"] if name in values and not has(name, values[name])),
     )
 
 
@@ -393,7 +403,7 @@ def keep(parameters: dict[str, Any], directory: Path, *, write: bool) -> dict[st
     if conflicts:
         return {
             **{"changed": False, "revision": 0, "conflicts": conflicts, "secrets": {}, "rotations": {}},
-            **{"names": [], "rotated": [], "used": []},
+            **{"names": [], "rotated": [], "used": [], "unused": []},
         }
     wanted = decide(parameters, kept, rotations, datetime.now(UTC))
     files = revision_files(
@@ -422,6 +432,7 @@ def keep(parameters: dict[str, Any], directory: Path, *, write: bool) -> dict[st
         "rotations": wanted.rotations,
         "rotated": wanted.rotated,
         "used": wanted.used,
+        "unused": wanted.unused,
         "conflicts": [],
     }
 

@@ -121,7 +121,7 @@ def roll_back(
         if gone:
             raise QuintetError(
                 f"{app}: {target.identifier} logs in with a password that is no longer good: {', '.join(gone)}.",
-                f"{host.layout.configuration(app)}/rotations.json has what it was built with neither as the present value nor as an old one.",
+                f"{host.layout.configuration(app)}/rotations.json has what it was built with neither as the value nor as an old one.",
                 "Deploy its code again: the generation that is built then has the present password.",
             )
         missing = _migrations_missing_in(host, target, find(host.layout, app, current))

@@ -5,7 +5,9 @@
     hosts.py down NAME…
 
 This file is the one place that knows how such a host is built and started. Its recipe is a bare Debian: what a
-fresh server has, and nothing that Quintet's roles must bring themselves.
+fresh server has, and nothing that Quintet's roles must bring themselves. Of each suite there is a furnished one, too,
+such as trixie-furnished: it has the packages that the roles ask for, as packaged but for their services, which are disabled:
+so they don't run before a role starts them. It is for tests that need no bare host.
 """
 
 from __future__ import annotations
@@ -26,11 +28,19 @@ from console import CACHE, Failure, as_root, ask, install, main, run, say, which
 from engine import ensure_engine
 
 SUITES = ("bookworm", "trixie")
+FURNISHED = "-furnished"
 BOOT_SECONDS = 60
 PULL_ANSWER_SECONDS = 15
 PULL_SECONDS = 600
+FURNISH_SECONDS = 600
 
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "ca-certificates", "iproute2")
+
+# What the roles install; one that is missing here only costs time.
+FURNITURE = (
+    *("postgresql", "python3-psycopg2", "redis-server", "nginx", "ca-certificates", "gzip", "python3-venv", "tar"),
+    *("postgresql-client", "python3-apt", "python3-cryptography", "openssl"),
+)
 
 # What a container's image has and a server has not: settings that keep apt from caching and services from starting;
 # and the other way round: timers that would hold apt's lock in the middle of a test.
@@ -52,14 +62,26 @@ CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 LABEL = "org.quintet.host"
 
 
+# In a container that is no host yet: nothing starts, and the lists of packages stay, so that apt needs no new ones.
+FURNISH = (
+    "printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d && apt-get update"
+    f" && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {' '.join(FURNITURE)}"
+    " && systemctl disable nginx postgresql redis-server"
+    " && apt-get clean && rm /usr/sbin/policy-rc.d && : > /etc/machine-id"
+)
+
+
 def recipe(suite: str) -> str:
     """Return a digest of what the image is made of: another recipe means another image."""
-    return hashlib.sha256(json.dumps([suite, PACKAGES, FINISH, BOOT]).encode()).hexdigest()[:16]
+    parts = [suite, PACKAGES, FINISH, BOOT]
+    if suite.endswith(FURNISHED):
+        parts.append(FURNISH)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def image_name(suite: str) -> str:
     """Return the image's name; raises `Failure` for a system that Quintet doesn't know."""
-    if suite not in SUITES:
+    if suite.removesuffix(FURNISHED) not in SUITES:
         raise Failure(f"There is no test host of suite '{suite}'.", f"Choose one of: {', '.join(SUITES)}")
     return f"quintet-host:{suite}"
 
@@ -69,14 +91,23 @@ def ensure_image(suite: str) -> str:
     name = image_name(suite)
     with alone():
         ensure_engine()
-        if inspect("image", name, f'{{{{index .Config.Labels "{LABEL}"}}}}') == recipe(suite):
-            return name
-        if pull(f"debian:{suite}"):
-            build(name, suite)
-        else:
-            say("No registry of images gives it")
-            bootstrap(name, suite)
+        make_image(name, suite)
     return name
+
+
+def make_image(name: str, suite: str) -> None:
+    """Make the suite's image when it is missing or its recipe has changed, and before it the bare one it stands on."""
+    if inspect("image", name, f'{{{{index .Config.Labels "{LABEL}"}}}}') == recipe(suite):
+        return
+    if suite.endswith(FURNISHED):
+        bare = suite.removesuffix(FURNISHED)
+        make_image(image_name(bare), bare)
+        furnish(name, suite, image_name(bare))
+    elif pull(f"debian:{suite}"):
+        build(name, suite)
+    else:
+        say("No registry of images gives it")
+        bootstrap(name, suite)
 
 
 @contextmanager
@@ -158,6 +189,29 @@ def bootstrap(name: str, suite: str) -> None:
         ask(as_root(["rm", "-f", str(archive)], purpose))
 
 
+def furnish(name: str, suite: str, bare: str) -> None:
+    """Make the furnished image from the bare one (about 15 s)."""
+    say(f"Building {name} from {bare}")
+    container = name.replace(":", "-")
+    remove = ["docker", "rm", "--force", container]
+    ask(remove)
+    try:
+        arguments = ["run", "--name", container, "--label", f"{LABEL}={suite}", *trust(), bare, "sh", "-c", FURNISH]
+        docker(arguments, f"{name} can't be built", FURNISH_SECONDS)
+        changes = [f"CMD {json.dumps(['sh', '-c', BOOT])}", f"LABEL {LABEL}={recipe(suite)}"]
+        docker(
+            ["commit", *(part for change in changes for part in ("--change", change)), container, name],
+            f"{name} can't be kept",
+        )
+    finally:
+        ask(remove)
+
+
+def trust() -> list[str]:
+    """Return the arguments of `docker run` for a network whose TLS a local authority signs: the host must know it, too."""
+    return ["--volume", f"{CA_BUNDLE}:{CA_BUNDLE}:ro"] if CA_BUNDLE.exists() else []
+
+
 def run_arguments(cgroups: int) -> list[str]:
     """Return the arguments of `docker run` for a host, given the version of the machine's cgroups, 1 or 2.
 
@@ -177,10 +231,7 @@ def run_arguments(cgroups: int) -> list[str]:
         arguments += ["--cgroupns", "host", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw"]
     else:
         arguments += ["--cgroupns", "private"]
-    # Where a local authority signs the network's TLS, the host must know it, too.
-    if CA_BUNDLE.exists():
-        arguments += ["--volume", f"{CA_BUNDLE}:{CA_BUNDLE}:ro"]
-    return arguments
+    return arguments + trust()
 
 
 def up(name: str, suite: str, publish: Sequence[str] = ()) -> None:
@@ -278,9 +329,9 @@ def answer_is_missing() -> bool:
     return which("docker") is None or ask(["docker", "version"]).returncode != 0
 
 
-def docker(arguments: Sequence[str], wrong: str) -> None:
-    """Run a docker command in silence; raises `Failure` with what it said."""
-    reply = ask(["docker", *arguments], timeout=120)
+def docker(arguments: Sequence[str], wrong: str, seconds: float = 120) -> None:
+    """Run a docker command in silence, at most so long; raises `Failure` with what it said."""
+    reply = ask(["docker", *arguments], timeout=seconds)
     if reply.returncode != 0:
         raise Failure(f"{wrong}: {reply.stderr.strip()}", "Mend what the Docker engine names, then start again.")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -25,6 +26,29 @@ def test_a_changed_recipe_means_another_image(monkeypatch: pytest.MonkeyPatch) -
 def test_the_image_is_bare() -> None:
     expected = {"systemd", "systemd-sysv", "dbus", "python3", "ca-certificates", "iproute2"}
     assert set(hosts.PACKAGES) == expected
+
+
+def test_a_furnished_image_is_another_one_that_has_what_the_roles_install() -> None:
+    assert hosts.recipe("trixie-furnished") != hosts.recipe("trixie")
+    assert hosts.image_name("trixie-furnished") == "quintet-host:trixie-furnished"
+    variables: dict[str, Any] = {}
+    for role in ("postgresql", "redis"):
+        variables |= yaml.safe_load((ROOT / f"roles/{role}/vars/main.yml").read_text())
+    wanted = {*variables["__postgresql_packages"], variables["__redis_package"], "nginx", "python3-venv"}
+    assert wanted <= set(hosts.FURNITURE)
+
+
+def test_a_furnished_image_is_made_from_the_bare_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, ...]] = []
+    monkeypatch.setattr(hosts, "inspect", lambda *_: "")
+    monkeypatch.setattr(hosts, "pull", lambda _: True)
+    monkeypatch.setattr(hosts, "build", lambda *arguments: made.append(("build", *arguments)))
+    monkeypatch.setattr(hosts, "furnish", lambda *arguments: made.append(("furnish", *arguments)))
+    hosts.make_image("quintet-host:bookworm-furnished", "bookworm-furnished")
+    assert made == [
+        ("build", "quintet-host:bookworm", "bookworm"),
+        ("furnish", "quintet-host:bookworm-furnished", "bookworm-furnished", "quintet-host:bookworm"),
+    ]
 
 
 @pytest.mark.parametrize(("cgroups", "namespace"), [(1, "host"), (2, "private")])

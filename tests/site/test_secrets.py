@@ -1,8 +1,8 @@
 """The canary test: secrets of known texts go through every role and are found nowhere (Molecule scenario secrets).
 
 First all that could show one is done while the processes are watched: a check, a change of all secrets in Vault and to a password for the
-database, a build and a switch that fail, two rotations, a refusal; all at -vvv and with --diff. Then it is looked for in what was printed, and
-on host and controller.
+database, a build and a switch that fail, two rotations, a refusal; all at -vvv and with --diff. Then it is looked for in what was
+printed, and on host and controller.
 """
 
 from __future__ import annotations

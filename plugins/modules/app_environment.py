@@ -312,13 +312,13 @@ class BlockedError(Exception):
         self.until = until
 
 
-def free_login(name: str, old: list[dict[str, Any]], last: int) -> int:
-    """Return the login for a new value, the other than the last one where both are free; raises BlockedError."""
+def free_login(name: str, old: list[dict[str, Any]]) -> int:
+    """Return a login that no old value has; raises BlockedError."""
     taken = {entry["login"] for entry in old}
     free = [login for login in LOGINS if login not in taken]
     if not free:
         raise BlockedError(name, min(entry["until"] for entry in old if entry["login"]))
-    return next((login for login in free if login != last), free[0])
+    return free[0]
 
 
 def alternated(
@@ -345,7 +345,7 @@ def alternated(
             old = [left, *old]
         # One that is still good has its login already.
         again = next((entry["login"] for entry in old if entry["value"] == value), None)
-        login = again if again is not None else free_login(name, old, before["login"]) if value else 0
+        login = again if again is not None else free_login(name, old) if value else 0
         rotations[name] = {
             "value": value,
             "login": login,

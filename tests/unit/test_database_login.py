@@ -97,9 +97,8 @@ def test_what_serves_keeps_its_login_while_changes_fail(app: App) -> None:
     second = app.run(1, **PASSWORD, rotate=[NAME])
     assert logins(second) == {1: first["secrets"][NAME], 2: second["secrets"][NAME]}
     # Months later, retired, and asked for once more: that rotation has not come to its end.
-    more: dict[str, Any]
-    for more in ({}, {"retire": [NAME]}, {"rotate": [NAME]}):
-        again = app.run(100, **PASSWORD, **more)
+    for rotate, retire in (([], []), ([], [NAME]), ([NAME], [])):
+        again = app.run(100, **PASSWORD, rotate=rotate, retire=retire)
         assert (again["blocked"], again["secrets"], logins(again)) == ({}, second["secrets"], logins(second))
     assert app.run(100, **PASSWORD, retire=[NAME])["used"] == [NAME]
 

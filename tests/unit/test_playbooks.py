@@ -75,7 +75,7 @@ def test_a_site_without_passwords_has_nothing_to_do_between_build_and_migration(
     kept = {"peer": {"DATABASE_PASSWORD": OWN}, "none": {"DATABASE_PASSWORD": OWN}}
     hosts: dict[str, Any]
     for hosts in ({"web1": {"django_app_rotations": kept}}, {"web1": {}}):
-        given = {"django_apps": APPS[:2], "hostvars": hosts, "groups": {"app": ["web1"]}}
+        given: dict[str, Any] = {"django_apps": APPS[:2], "hostvars": hosts, "groups": {"app": ["web1"]}}
         assert evaluate(after["loop"], **after["vars"], **given) == []
 
 

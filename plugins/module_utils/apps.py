@@ -25,6 +25,9 @@ ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 APP_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
 USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,25}")
+DATABASE_ROLE = re.compile(r"[a-z][a-z0-9_]*")
+# What PostgreSQL would normalize before it compares is left out, and what could be guessed.
+DATABASE_PASSWORD = re.compile(r"[ -~]{16,}")
 HOST_NAME = re.compile(
     r"(?=.{1,253}$)(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?|\[[0-9a-f:.]+\]"
 )
@@ -285,7 +288,47 @@ def value_problems(app: App, where: str) -> list[str]:
             for domain in app[key]
             if re.match(r"[*\[]|[0-9.]+$", str(domain))
         ]
-    return found + command_problems(app, where) + limit_problems(app, where)
+    return found + database_problems(app, where) + command_problems(app, where) + limit_problems(app, where)
+
+
+def database_logins(app: App) -> list[str]:
+    """Return the roles of PostgreSQL that log in with the app's passwords; none without such a login."""
+    if not app["database"] or app["database_login"] != "password":
+        return []
+    return [f"{app['user']}_{number}" for number in (1, 2)]
+
+
+def database_problems(app: App, where: str) -> list[str]:
+    """Say why an app could not log in to its database with a password."""
+    if app["database_login"] != "password":
+        return []
+    if not app["database"]:
+        return [
+            f"{where}.database_login: password is for the database that the roles make, and database is false. "
+            f"Remove it, and give the URL of your own database in {where}.secrets.DATABASE_URL."
+        ]
+    found = [
+        f"{where}.{key}.{variable}: with database_login: password the roles make this secret. "
+        f"Remove it, or set {where}.database to false if the app uses another database."
+        for key, variable in (
+            ("environment", "DATABASE_URL"),
+            ("secrets", "DATABASE_URL"),
+            ("environment", "DATABASE_PASSWORD"),
+        )
+        if variable in app[key]
+    ]
+    if not DATABASE_ROLE.fullmatch(app["user"]):
+        found.append(
+            f"{where}.user: '{app['user']}' can't name a role of PostgreSQL, as database_login: password needs. "
+            "Take a-z, 0-9 and _, a letter first."
+        )
+    password = str(app["secrets"].get("DATABASE_PASSWORD", ""))
+    if password and not DATABASE_PASSWORD.fullmatch(password):
+        found.append(
+            f"{where}.secrets.DATABASE_PASSWORD: is shorter than 16 characters or not all printable ASCII. "
+            "`openssl rand -hex 24` makes one; an empty value is generated."
+        )
+    return found
 
 
 def command_problems(app: App, where: str) -> list[str]:
@@ -394,6 +437,15 @@ def shared_problems(apps: list[App], where: list[str]) -> list[str]:
         for other, what in others.get(app["user"], [])
         if other != number
     ]
+    for number, app in enumerate(apps):
+        for login in database_logins(app):
+            found += [
+                f"{where[number]}.database_login: its login '{login}' would be the {key} of {where[other]}, too. "
+                "Give one of them another user."
+                for other, another in enumerate(apps)
+                for key in ("name", "user")
+                if another[key] == login and another["database"]
+            ][:1]
     owners: dict[str, int] = {}
     for number, app in enumerate(apps):
         for key in ("domains", "aliases"):

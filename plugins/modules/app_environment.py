@@ -43,6 +43,20 @@ options:
     type: list
     elements: str
     default: []
+  alternating:
+    description: >-
+      Secrets whose values two logins accept in turn, since of one login one password is good. An old value overlaps like those of
+      O(overlaps), and a new one takes the login that no value still good has. Where there is none, nothing is written and RV(blocked)
+      says so. What serves without such a secret leaves an empty old value, without a login.
+    type: list
+    elements: str
+    default: []
+  composed:
+    description: >-
+      Secrets that are made of another, by their names. C(secret) names that one. In C(text), C({value}) is its value, percent-encoded as
+      in URLs, and C({login}) is 1 or 2, the login that has it, for one of O(alternating).
+    type: dict
+    default: {}
   fallback_days: {description: "How long an old value is kept, in days.", type: int, default: 15}
   rotate:
     description: >-
@@ -59,6 +73,11 @@ options:
   in_use:
     description: The generation.json of the generation that serves; it need not be there.
     type: path
+  serving_elsewhere:
+    description: The RV(serving) of the app's other hosts. What one of them uses is not dropped.
+    type: list
+    elements: dict
+    default: []
   rotations_elsewhere:
     description: The RV(rotations) of the host that generated what O(generated_elsewhere) has. They are used and kept here, too.
     type: dict
@@ -83,7 +102,17 @@ revision: {description: Number of the revision with this content., type: int, re
 secrets: {description: "All secrets with their values, given or generated, old ones among them.", type: dict, returned: success}
 names: {description: "The names of RV(secrets), in order.", type: list, elements: str, returned: success}
 rotations:
-  description: By name the value of a secret, its old ones with the time until which they are kept, and the digests of all earlier ones.
+  description: >-
+    By name the value of a secret, its old ones with the time until which they are kept, and the digests of all earlier ones. Where they
+    alternate, with the login of each value (1 or 2, 0 for none).
+  type: dict
+  returned: success
+serving:
+  description: Digests of the values of O(alternating) that the generation that serves has, by name. Nothing where none serves.
+  type: dict
+  returned: success
+blocked:
+  description: Names of O(alternating) that can have no new value yet, with the time until which an old one is kept.
   type: dict
   returned: success
 rotated: {description: "Names of O(rotate) that have a new value now.", type: list, elements: str, returned: success}
@@ -93,7 +122,9 @@ used:
   elements: str
   returned: success
 unused:
-  description: Names of O(overlaps) whose value the generation that serves does not use yet. Who accepts it is to be told before a switch.
+  description: >-
+    Names of O(overlaps) and O(alternating) whose value the generation that serves does not use yet. Who accepts it is to be told before
+    a switch.
   type: list
   elements: str
   returned: success
@@ -107,8 +138,10 @@ conflicts:
 import hashlib
 import json
 import os
+import re
 import secrets as random_source
 import tempfile
+import urllib.parse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -119,7 +152,11 @@ from ansible.module_utils.basic import AnsibleModule
 
 Files = dict[str, str]
 # By the name of a secret: {"value": its value, "old": [{"value", "until"}], the newest first, "was": [SHA-256 of earlier values]}.
+# Where values alternate, value and old ones have "login", too.
 Rotations = dict[str, Any]
+Used = Callable[[str, str], bool]
+
+LOGINS = (1, 2)
 
 # Long enough for Django's check of SECRET_KEY (50 characters) and, at six bits a character, beyond any search.
 GENERATED_LENGTH_BYTES = 48
@@ -146,12 +183,15 @@ def environment_text(values: dict[str, str]) -> str:
 
 
 def revision_files(
-    environment: dict[str, str], build_environment: dict[str, str], values: dict[str, str], secrets_as: str
+    environment: dict[str, str],
+    build_environment: dict[str, str],
+    values: dict[str, str],
+    placeholders: dict[str, str],
+    secrets_as: str,
 ) -> Files:
     """Return the files of a revision by relative path."""
     as_files = secrets_as == "credentials"
     visible = environment if as_files else {**environment, **values}
-    placeholders = dict.fromkeys(values, PLACEHOLDER)
     files = {
         "environment": environment_text(visible),
         "build.environment": environment_text({**placeholders, **environment, **build_environment}),
@@ -256,7 +296,7 @@ def moved_on(
     return rotations
 
 
-def without_ended(rotations: Rotations, now: str, retire: Iterable[str], used: Callable[[str, str], bool]) -> Rotations:
+def without_ended(rotations: Rotations, now: str, retire: Iterable[str], used: Used) -> Rotations:
     """Return the rotations without the old values whose time is over; what the generation that serves `used` stays."""
     retired = set(retire)
     return {
@@ -272,23 +312,106 @@ def without_ended(rotations: Rotations, now: str, retire: Iterable[str], used: C
     }
 
 
+class BlockedError(Exception):
+    """A secret can have no new value yet: each of its logins has one that is still good, the first of them until `until`."""
+
+    def __init__(self, name: str, until: str) -> None:
+        """Keep which secret it is, and when the next of its logins is free."""
+        super().__init__(name)
+        self.name = name
+        self.until = until
+
+
+def free_login(name: str, old: list[dict[str, Any]]) -> int:
+    """Return a login that no old value has; raises BlockedError."""
+    taken = {entry["login"] for entry in old}
+    free = [login for login in LOGINS if login not in taken]
+    if not free:
+        raise BlockedError(name, min(entry["until"] for entry in old if entry["login"]))
+    return free[0]
+
+
+def alternated(
+    kept: Rotations, values: dict[str, str], names: Iterable[str], until: str, *, is_serving: bool
+) -> Rotations:
+    """Return the rotations of secrets that two logins accept in turn; raises BlockedError.
+
+    One that is not among the values any more, or was not, counts as empty. `kept` has no old value whose time is over.
+    """
+    rotations: Rotations = {}
+    for name in names:
+        known = kept.get(name, {})
+        if name not in values and "login" not in known:
+            continue
+        value = values.get(name, "")
+        before: dict[str, Any] = known if "login" in known else {"value": "", "old": [], "was": [], "login": 0}
+        if before["value"] == value:
+            rotations[name] = before
+            continue
+        left = {"value": before["value"], "login": before["login"], "until": until}
+        old = [entry for entry in before["old"] if entry["value"] != before["value"]]
+        # A first generation of all leaves none behind that was without the secret.
+        if before["value"] or is_serving:
+            old = [left, *old]
+        # One that is still good has its login already.
+        again = next((entry["login"] for entry in old if entry["value"] == value), None)
+        login = again if again is not None else free_login(name, old) if value else 0
+        rotations[name] = {
+            "value": value,
+            "login": login,
+            "old": [entry for entry in old if entry["value"] != value],
+            "was": [*before["was"], *([digest(before["value"])] if before["value"] else [])],
+        }
+    return rotations
+
+
+def composed_values(composed: dict[str, Any], values: dict[str, str], rotations: Rotations) -> dict[str, str]:
+    """Return the secrets that are made of others."""
+    return {
+        name: part["text"].format(
+            value=urllib.parse.quote(values[part["secret"]], safe=""),
+            login=rotations.get(part["secret"], {}).get("login", 0),
+        )
+        for name, part in composed.items()
+    }
+
+
 def fallback_values(rotations: Rotations, names: Iterable[str]) -> dict[str, str]:
     """Return what the app gets of the old values, by NAME_FALLBACKS; nothing for a secret that has none."""
     old = {name: [entry["value"] for entry in rotations.get(name, {"old": []})["old"]] for name in names}
     return {f"{name}_FALLBACKS": ",".join(values) for name, values in old.items() if values}
 
 
-def revision_has(revisions: Path, in_use: Path | None) -> Callable[[str, str], bool]:
-    """Return a function that says whether the generation that serves has a secret with a value."""
-    if in_use is None or not in_use.is_file():
-        return lambda name, value: False
-    files = read_revision(revisions / str(json.loads(in_use.read_text())["revision"]))
-    lines = set(files.get("environment", "").splitlines(keepends=True))
+class Serving:
+    """The secrets of the generation that serves on this host, and what is known of the other hosts' ones."""
 
-    def has(name: str, value: str) -> bool:
-        return files.get(f"credentials/{name}") == value or environment_line(name, value) in lines
+    def __init__(self, revisions: Path, in_use: Path, elsewhere: Iterable[dict[str, str]] = ()) -> None:
+        """Read the revision of the generation that `in_use`, a generation.json, tells of."""
+        self._files: Files | None = None
+        self._elsewhere = [told for told in elsewhere if told]
+        if in_use.is_file():
+            self._files = read_revision(revisions / str(json.loads(in_use.read_text())["revision"]))
 
-    return has
+    @property
+    def is_there(self) -> bool:
+        """Say whether any generation serves."""
+        return self._files is not None or bool(self._elsewhere)
+
+    def has(self, name: str, value: str) -> bool:
+        """Say whether a generation that serves has a secret with a value; with the empty one, whether one is without it."""
+        return self._value(name) == value or any(told.get(name) == digest(value) for told in self._elsewhere)
+
+    def digests(self, names: Iterable[str]) -> dict[str, str]:
+        """Return for the other hosts what this one has; nothing where none serves."""
+        values = {name: self._value(name) for name in names}
+        return {name: digest(value) for name, value in values.items() if value is not None}
+
+    def _value(self, name: str) -> str | None:
+        if self._files is None:
+            return None
+        lines = self._files.get("environment", "").splitlines()
+        variable = next((line for line in lines if line.startswith(f'{name}="')), f'{name}=""')
+        return self._files.get(f"credentials/{name}", re.sub(r"\\(.)", r"\1", variable[len(name) + 2 : -1]))
 
 
 @dataclass(frozen=True)
@@ -296,6 +419,7 @@ class Secrets:
     """The secrets as they must be, and what became of what was asked for."""
 
     values: dict[str, str]
+    placeholders: dict[str, str]
     generated: dict[str, str]
     rotations: Rotations
     rotated: list[str]
@@ -309,7 +433,8 @@ def decide(parameters: dict[str, Any], kept: dict[str, str], rotations: Rotation
     `kept` is what was generated once, `rotations` what rotations.json says; `now` decides which old values go.
     """
     wanted, elsewhere = as_text(parameters["secrets"]), parameters["generated_elsewhere"]
-    has = revision_has(Path(parameters["directory"]) / "revisions", Path(parameters["in_use"] or "/nonexistent"))
+    now_serving = serving(parameters)
+    has = now_serving.has
     # A rotation whose change failed, or was rolled back, goes on: a third value would help nobody.
     rotated = [
         name
@@ -325,18 +450,43 @@ def decide(parameters: dict[str, Any], kept: dict[str, str], rotations: Rotation
             **{name: {"value": kept[name], "old": [], "was": []} for name in rotated if name in kept},
             **rotations,
         }
-        with_old = [*parameters["fallbacks"], *parameters["overlaps"]]
-        rotations = moved_on(recorded, values, with_old, rotated, until)
+        alternating = set(parameters["alternating"])
+        # Before, too, since it frees a login.
+        recorded = without_ended(recorded, time_stamp(now), parameters["retire"], has)
+        rotations = {
+            **moved_on(
+                {name: rotation for name, rotation in recorded.items() if name not in alternating},
+                values,
+                {*parameters["fallbacks"], *parameters["overlaps"]} - alternating,
+                {*rotated} - alternating,
+                until,
+            ),
+            **alternated(recorded, values, sorted(alternating), until, is_serving=now_serving.is_there),
+        }
         rotations = without_ended(rotations, time_stamp(now), parameters["retire"], has)
     rotations = without_commas(rotations, parameters["fallbacks"])
+    values |= fallback_values(rotations, parameters["fallbacks"])
+    composed = parameters["composed"]
+    placeholders = dict.fromkeys(values, PLACEHOLDER)
     return Secrets(
-        values={**values, **fallback_values(rotations, parameters["fallbacks"])},
+        values={**values, **composed_values(composed, values, rotations)},
+        placeholders={**placeholders, **composed_values(composed, placeholders, rotations)},
         generated=generated,
         rotations=rotations,
         rotated=rotated,
         used=sorted(name for name in parameters["retire"] if rotations.get(name, {}).get("old")),
-        unused=sorted(name for name in parameters["overlaps"] if name in values and not has(name, values[name])),
+        unused=sorted(
+            name
+            for name in {*parameters["overlaps"], *parameters["alternating"]}
+            if name in values and not has(name, values[name])
+        ),
     )
+
+
+def serving(parameters: dict[str, Any]) -> Serving:
+    """Return what serves, on this host and on the others."""
+    in_use = Path(parameters["in_use"] or "/nonexistent")
+    return Serving(Path(parameters["directory"]) / "revisions", in_use, parameters["serving_elsewhere"])
 
 
 def was_rotated(rotations: Rotations, name: str) -> bool:
@@ -374,10 +524,13 @@ def run() -> None:
             "secrets_as": {"type": "str", "choices": ["credentials", "environment"], "default": "credentials"},
             "fallbacks": names,
             "overlaps": names,
+            "alternating": names,
+            "composed": {"type": "dict", "default": {}},
             "fallback_days": {"type": "int", "default": 15},
             "rotate": names,
             "retire": names,
             "in_use": {"type": "path"},
+            "serving_elsewhere": {"type": "list", "elements": "dict", "default": []},
             "rotations_elsewhere": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
@@ -400,16 +553,23 @@ def keep(parameters: dict[str, Any], directory: Path, *, write: bool) -> dict[st
         parameters["generated_elsewhere"],
         parameters["rotations_elsewhere"],
     )
+    told = {"conflicts": conflicts, "blocked": {}, "serving": serving(parameters).digests(parameters["alternating"])}
+    nothing = {
+        **{"changed": False, "revision": 0, "secrets": {}, "names": [], "rotations": {}, "rotated": [], "used": []},
+        **{"unused": []},
+        **told,
+    }
     if conflicts:
-        return {
-            **{"changed": False, "revision": 0, "conflicts": conflicts, "secrets": {}, "rotations": {}},
-            **{"names": [], "rotated": [], "used": [], "unused": []},
-        }
-    wanted = decide(parameters, kept, rotations, datetime.now(UTC))
+        return nothing
+    try:
+        wanted = decide(parameters, kept, rotations, datetime.now(UTC))
+    except BlockedError as blocked:
+        return {**nothing, "blocked": {blocked.name: blocked.until}}
     files = revision_files(
         as_text(parameters["environment"]),
         as_text(parameters["build_environment"]),
         wanted.values,
+        wanted.placeholders,
         parameters["secrets_as"],
     )
     revisions = directory / "revisions"
@@ -433,7 +593,7 @@ def keep(parameters: dict[str, Any], directory: Path, *, write: bool) -> dict[st
         "rotated": wanted.rotated,
         "used": wanted.used,
         "unused": wanted.unused,
-        "conflicts": [],
+        **told,
     }
 
 

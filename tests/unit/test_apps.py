@@ -8,6 +8,7 @@ from ansible_collections.quintet.django.plugins.module_utils.apps import load_sc
 SCHEMA = load_schema()
 SHOP: dict[str, Any] = {"name": "shop", "domains": ["shop.example.org"], "source": {"directory": "/srv/src"}}
 
+BY_PASSWORD: dict[str, Any] = {"database_login": "password"}
 MAIL: dict[str, Any] = {"name": "mail", "command": "celery -A config worker"}
 NIGHTLY: dict[str, Any] = {"name": "nightly", "command": "python manage.py clearsessions", "calendar": "daily"}
 
@@ -109,6 +110,20 @@ def test_a_good_app_has_no_problems() -> None:
         ({"probes": [{"path": "healthz"}]}, "probes[0].path: 'healthz' is no path."),
         ({"probes": [{"path": "/", "method": "GET /x"}]}, "probes[0].method: 'GET /x' is no method of HTTP."),
         ({"probes": [{"path": "/", "kind": "websocket", "send": [1]}]}, "probes[0].send: is neither a JSON object nor"),
+        ({"database_login": "trust"}, "value of database_login must be one of: peer, password"),
+        (
+            {**BY_PASSWORD, "database": False},
+            "django_apps[0].database_login: password is for the database that the roles",
+        ),
+        ({**BY_PASSWORD, "environment": {"DATABASE_URL": "x"}}, "[0].environment.DATABASE_URL: with database_login:"),
+        ({**BY_PASSWORD, "secrets": {"DATABASE_URL": ""}}, "[0].secrets.DATABASE_URL: with database_login: password"),
+        (
+            {**BY_PASSWORD, "environment": {"DATABASE_PASSWORD": "x"}},
+            "[0].environment.DATABASE_PASSWORD: with database",
+        ),
+        ({**BY_PASSWORD, "user": "my-shop"}, "django_apps[0].user: 'my-shop' can't name a role of PostgreSQL"),
+        ({**BY_PASSWORD, "secrets": {"DATABASE_PASSWORD": "short"}}, "secrets.DATABASE_PASSWORD: is shorter than 16"),
+        ({**BY_PASSWORD, "secrets": {"DATABASE_PASSWORD": "ü" * 20}}, "secrets.DATABASE_PASSWORD: is shorter than 16"),
         ({"dump": {"keep": 0}}, "django_apps[0].dump.keep: 0 is not above 0."),
         ({"dump": {"max_mb": 0}}, "django_apps[0].dump.max_mb: 0 is not above 0."),
         ({"worker_stay_seconds": 0}, "django_apps[0].worker_stay_seconds: 0 is not above 0."),
@@ -148,6 +163,22 @@ def test_the_user_of_an_app_has_no_power_over_another() -> None:
     ):
         assert words in said({**SHOP, "user": "web"}, {**blog, "user": user})
     assert said({**SHOP, "user": "web"}, {**blog, "user": "blog"}) == ""
+
+
+def test_the_logins_of_an_app_are_no_other_apps_roles() -> None:
+    shop = {**SHOP, **BY_PASSWORD}
+    other = {**SHOP, "domains": ["chat.example.org"]}
+    assert said(shop, {**other, "name": "shop_3"}) == ""
+    assert said({**SHOP}, {**other, "name": "shop_1"}) == ""
+    assert said(shop, {**other, "name": "shop_1", "database": False}) == ""
+    for change in ({"name": "shop_1"}, {"name": "shop_2", "user": "web"}, {"name": "web", "user": "shop_2"}):
+        words = said(shop, {**other, **change})
+        assert "django_apps[0].database_login: its login 'shop_" in words
+        assert "of django_apps[1], too. Give one of them another user." in words
+
+
+def test_a_password_that_is_refused_is_not_told() -> None:
+    assert "hunter2" not in said({**SHOP, **BY_PASSWORD, "secrets": {"DATABASE_PASSWORD": "hunter2"}})
 
 
 def test_what_is_no_list_or_no_dictionary() -> None:

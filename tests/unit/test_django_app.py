@@ -104,6 +104,33 @@ def test_a_database_elsewhere_is_the_apps_own_word() -> None:
     assert "DATABASE_URL" not in environment(database=False)
 
 
+def test_a_database_with_a_password_is_found_by_a_secret() -> None:
+    shop = role({**LIVE, "user": "keeper", "database_login": "password"})
+    assert "DATABASE_URL" not in shop.evaluate("__django_app_environment")
+    assert shop.evaluate("__django_app_secrets")["DATABASE_PASSWORD"] == ""
+    assert shop.evaluate("__django_app_composed") == {
+        "DATABASE_URL": {
+            "secret": "DATABASE_PASSWORD",
+            "text": "postgresql://keeper_{login}:{value}@%2Fvar%2Frun%2Fpostgresql/shop",
+        }
+    }
+    assert shop.evaluate("__django_app_has_own_database") is True
+    peer = role(LIVE)
+    assert "DATABASE_PASSWORD" not in peer.evaluate("__django_app_secrets")
+    assert peer.evaluate("__django_app_composed") == {}
+
+
+def test_an_old_password_outlives_the_way_back_to_peer_but_not_the_apps_own_secret() -> None:
+    for change, alternating in (
+        ({}, ["DATABASE_PASSWORD"]),
+        ({"secrets": {"DATABASE_PASSWORD": "of another one"}}, []),
+        ({"database": False}, []),
+        ({"database_login": "password"}, ["DATABASE_PASSWORD"]),
+        ({"database_login": "password", "secrets": {"DATABASE_PASSWORD": "given by the vault"}}, ["DATABASE_PASSWORD"]),
+    ):
+        assert role({**LIVE, **change}).evaluate("__django_app_alternating") == alternating
+
+
 def test_without_media_there_is_no_media_root_and_nobody_else_reads_new_files() -> None:
     assert "MEDIA_ROOT" not in environment(shared=[], media_url="")
     assert role({**LIVE, "media_url": ""}).evaluate("__django_app_sandbox") == {}
@@ -332,6 +359,7 @@ def test_a_quick_deploy_notices_what_it_would_not_see_to() -> None:
     assert role({**LIVE, "environment": {"A": "1"}, "wsgi": "x:y"}).evaluate("__django_app_prepared") == prepared
     of_last_year = {"nginx": {"tls_certificate": "2026.pem", "tls_key": "2026.key"}}
     assert role({**LIVE, **of_last_year}).evaluate("__django_app_prepared") == prepared
+    assert role({**LIVE, "database_login": "password"}).evaluate("__django_app_prepared") != prepared
     for change in (
         {"tls": "self_signed"},
         {"nginx": {"tls_hsts": 0}},

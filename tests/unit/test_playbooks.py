@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 
 PLAYBOOKS = sorted((Path(__file__).parents[2] / "playbooks").glob("**/*.yml"))
 
@@ -28,3 +30,125 @@ def test_a_loop_over_apps_shows_no_item(playbook: Path) -> None:
         if "django_app" in str(task.get("loop_control")):
             assert "label" in task["loop_control"], task["name"]
             assert conditions == [], task["name"]
+
+
+ENTRY = {"domains": ["x.test"], "source": {"directory": "/x"}}
+APPS = [
+    {**ENTRY, "name": "peer"},
+    {**ENTRY, "name": "none", "database": False},
+    {**ENTRY, "name": "word", "database_login": "password"},
+    {**ENTRY, "name": "back"},
+]
+LEFT = {"value": "", "login": 0, "old": [{"value": "left", "login": 1, "until": ""}], "was": []}
+KEPT = {"value": "new", "login": 2, "old": [{"value": "old", "login": 1, "until": ""}], "was": []}
+OWN = {"value": "a secret of its own", "old": [], "was": []}
+ROTATIONS = {"peer": {}, "none": {}, "word": {"DATABASE_PASSWORD": KEPT}, "back": {"DATABASE_PASSWORD": LEFT}}
+
+
+def play(playbook: str, name: str) -> dict[str, Any]:
+    """Return a play by its name, with all texts as templates."""
+    plays = DataLoader().load_from_file(str(PLAYBOOKS[0].parent / playbook), trusted_as_template=True)
+    found: dict[str, Any] = next(one for one in plays if one["name"] == name)
+    return found
+
+
+def evaluate(text: Any, **variables: Any) -> Any:
+    hosts: dict[str, Any] = {"web2": {}, "web1": {"django_app_rotations": ROTATIONS}}
+    known = {"django_apps": APPS, "groups": {"app": [*hosts]}, "hostvars": hosts, **variables}
+    return Templar(DataLoader(), variables=known).template(trust_as_template(str(text)))
+
+
+def task_of(one: dict[str, Any], part: str) -> dict[str, Any]:
+    return next(task for task, _ in tasks([one]) if part in task.get("name", "") and "loop" in task)
+
+
+def test_databases_are_set_up_before_the_build_or_with_their_passwords_after_it() -> None:
+    before = task_of(play("site.yml", "Set up PostgreSQL"), "databases")
+    assert [app["name"] for app in evaluate(before["loop"])] == ["peer", "back"]
+    after = task_of(play("site.yml", "Let PostgreSQL accept the apps' passwords"), "databases")
+    assert [app["name"] for app in evaluate(after["loop"], **after["vars"])] == ["word", "back"]
+
+
+def test_a_site_without_passwords_has_nothing_to_do_between_build_and_migration() -> None:
+    after = task_of(play("site.yml", "Let PostgreSQL accept the apps' passwords"), "databases")
+    # A secret of that name may be the app's own.
+    kept = {"peer": {"DATABASE_PASSWORD": OWN}, "none": {"DATABASE_PASSWORD": OWN}}
+    hosts: dict[str, Any]
+    for hosts in ({"web1": {"django_app_rotations": kept}}, {"web1": {}}):
+        given: dict[str, Any] = {"django_apps": APPS[:2], "hostvars": hosts, "groups": {"app": ["web1"]}}
+        assert evaluate(after["loop"], **after["vars"], **given) == []
+
+
+@pytest.mark.parametrize(
+    ("app", "logins", "is_peer"),
+    [
+        ("word", {"word_1": "old", "word_2": "new"}, False),
+        ("back", {"back_1": "left", "back_2": ""}, True),
+    ],
+)
+def test_each_login_gets_the_password_that_is_its(app: str, logins: dict[str, str], is_peer: bool) -> None:
+    (task,) = DataLoader().load_from_file(
+        str(PLAYBOOKS[0].parent / "tasks/database_passwords.yml"), trusted_as_template=True
+    )
+    given = {"django_app": {"name": app, "user": app}, **task["vars"]}
+    assert evaluate("{{ postgresql_database_logins }}", **given) == logins
+    assert evaluate("{{ postgresql_database_peer }}", **given) is is_peer
+
+
+@pytest.mark.parametrize("playbook", ["site.yml", "rotate.yml"])
+def test_a_database_that_refuses_ends_the_changes(playbook: str) -> None:
+    plays = yaml.safe_load((PLAYBOOKS[0].parent / playbook).read_text())
+    names = [one["name"] for one in plays]
+    (number,) = (number for number, name in enumerate(names) if name.startswith("Let PostgreSQL accept"))
+    after = next(n for n, one in enumerate(plays) if any(task.get("name") == "Migrate" for task, _ in tasks([one])))
+    build = next(n for n, one in enumerate(plays) if any(task.get("name") == "Build" for task, _ in tasks([one])))
+    assert build < number < after
+    (block,) = plays[number]["tasks"]
+    assert "tasks/end_changes.yml" in str(block["rescue"])
+
+
+@pytest.mark.parametrize(
+    ("app", "secret", "retire", "rotated", "loop"),
+    [
+        ("word", "database", False, ["DATABASE_PASSWORD"], ["word"]),
+        (
+            "word",
+            "SECRET_KEY, channel_layer,database",
+            False,
+            ["SECRET_KEY", "CHANNEL_LAYER_PASSWORD", "DATABASE_PASSWORD"],
+            ["word"],
+        ),
+        ("word", "DATABASE_PASSWORD", True, ["DATABASE_PASSWORD"], ["word"]),
+        ("word", "SECRET_KEY", False, ["SECRET_KEY"], []),
+        ("peer", "DATABASE_PASSWORD", False, ["DATABASE_PASSWORD"], []),
+    ],
+)
+def test_a_rotation_knows_its_secrets_and_whose_database_it_concerns(
+    app: str, secret: str, retire: bool, rotated: list[str], loop: list[str]
+) -> None:
+    of_database = play("rotate.yml", "Let PostgreSQL accept the password")
+    given = {**of_database["vars"], "app": app, "secret": secret, "retire": retire}
+    assert evaluate("{{ [django_app_rotate, django_app_retire] }}", **given) == (
+        [[], rotated] if retire else [rotated, []]
+    )
+    database = task_of(of_database, "database")
+    assert [one["name"] for one in evaluate(database["loop"], **database["vars"], **given)] == loop
+    redis = task_of(play("rotate.yml", "Let Redis accept the password"), "channel layer")
+    assert bool(evaluate(redis["loop"], **redis["vars"], **given)) is ("channel_layer" in secret)
+
+
+@pytest.mark.parametrize(
+    ("app", "secret", "may"),
+    [
+        ("word", "database", True),
+        ("peer", "database", False),
+        ("peer", "SECRET_KEY", True),
+        ("peer", "SECRET_KEY,database", False),
+        ("none", "database", False),
+    ],
+)
+def test_an_app_without_a_password_is_told_that_there_is_none(app: str, secret: str, may: bool) -> None:
+    rotation = play("rotate.yml", "Rotate a secret")
+    (check,) = (task for task, _ in tasks([rotation]) if task.get("name") == "Say that the database has no password")
+    condition = check["ansible.builtin.assert"]["that"]
+    assert evaluate("{{ " + condition + " }}", **rotation["vars"], app=app, secret=secret) is may

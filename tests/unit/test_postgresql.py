@@ -51,7 +51,12 @@ def accepts(task: str, **variables: Any) -> bool:
 
 
 def test_only_administration_and_apps_enter_unless_told_otherwise() -> None:
-    assert lines("pg_hba.conf.j2") == ["local all postgres peer map=quintet", "local samerole all peer"]
+    assert lines("pg_hba.conf.j2") == [
+        "local all postgres peer map=quintet",
+        # Before the line that lets users of the operating system in.
+        "local samerole +quintet-by-password scram-sha-256",
+        "local samerole all peer",
+    ]
     assert lines("pg_ident.conf.j2") == ["quintet postgres postgres", "quintet root postgres"]
 
 
@@ -60,7 +65,7 @@ def test_further_access_comes_last() -> None:
         NETWORK_ENTRY,
         {"type": "local", "database": "replication", "user": "copy", "method": "peer", "options": "map=x"},
     ]
-    assert lines("pg_hba.conf.j2", postgresql_hba=entries)[2:] == [
+    assert lines("pg_hba.conf.j2", postgresql_hba=entries)[3:] == [
         "hostssl shop shop 10.0.0.7/32 scram-sha-256",
         "local replication copy peer map=x",
     ]
@@ -121,6 +126,32 @@ def test_names_of_apps_are_accepted(name: str) -> None:
 @pytest.mark.parametrize("name", ["Shop", "2shop", "", 'sh"op', "pg_shop", "postgres", "samerole", "a" * 64, "shop\n"])
 def test_other_names_are_refused(name: str) -> None:
     assert not accepts("names that belong to PostgreSQL", __postgresql_name=name)
+
+
+def test_passwords_take_the_place_of_peer_authentication() -> None:
+    logins = {"shop_1": "secret", "shop_2": ""}
+    assert value("postgresql_database_peer") is True
+    assert value("postgresql_database_peer", postgresql_database_logins=logins) is False
+    roles = [task for task in load("tasks/database_objects.yml") if "community.postgresql.postgresql_user" in task]
+    flags = [task["community.postgresql.postgresql_user"]["role_attr_flags"] for task in roles]
+
+    def can_login(**given: Any) -> list[bool]:
+        return [str(templar(**given).template(text)).startswith("LOGIN,") for text in flags]
+
+    same, other = {"name": "shop"}, {"name": "shop", "user": "web"}
+    assert can_login(django_app=same)[0] is True
+    assert can_login(django_app=other) == [False, True]
+    assert can_login(django_app=same, postgresql_database_logins=logins)[0] is False
+    assert can_login(django_app=other, postgresql_database_logins=logins) == [False, False]
+    both = {"postgresql_database_logins": logins, "postgresql_database_peer": True}
+    assert can_login(django_app=same, **both)[0] is True
+    assert can_login(django_app=other, **both) == [False, True]
+
+
+def test_a_login_has_a_name_of_its_own() -> None:
+    for name, is_accepted in (("shop_1", True), ("shop", False), ("web", False)):
+        given = {"django_app": {"name": "shop", "user": "web"}, "postgresql_database_logins": {name: "secret"}}
+        assert accepts("logins that are another role", **given) is is_accepted
 
 
 def test_settings_with_a_variable_of_their_own_are_refused() -> None:

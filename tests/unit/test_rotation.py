@@ -42,6 +42,7 @@ class App:
             **{"directory": str(self.directory), "environment": {}, "build_environment": {}, "secrets": {}},
             **{"generated_elsewhere": {}, "secrets_as": "credentials", "fallbacks": [], "overlaps": []},
             **{"fallback_days": 15, "rotate": [], "retire": [], "rotations_elsewhere": {}},
+            **{"alternating": [], "composed": {}, "serving_elsewhere": []},
             **{"in_use": str(self.manifest), **arguments},
         }
         result: dict[str, Any] = app_environment.keep(parameters, self.directory, write=not check)

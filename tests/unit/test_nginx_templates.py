@@ -784,3 +784,15 @@ def test_the_profiles_are_mozillas() -> None:
     modern = render("tls.conf.j2", __nginx_build=TRIXIE, profile="modern")
     assert "ssl_protocols TLSv1.3;" in modern
     assert "ssl_ciphers ECDHE-PSK-CHACHA20-POLY1305;" in modern, "Nginx ignores a second site's protocols"
+
+
+def test_what_counts_a_request_leaves_captures_of_locations_alone() -> None:
+    # Nginx has one set of $1 … for a request: that of the last expression. Each of these is worked out once.
+    text = site(limit_strict_paths=["/login/"], extra="location ~ ^/al/(.*)$ {\n    alias /srv/al/$1;\n}")
+    worked_out = text.index("set $quintet_counted ")
+    # A closed site's page is counted as nothing, so not before.
+    assert text.index("return 503;") < worked_out
+    line = text[worked_out:].partition("\n")[0]
+    keys = re.findall(r"^limit_(?:req|conn)_zone (\S+)", text, re.M)
+    assert len(keys) == len(set(keys)) + 1, "requests are counted twice: by rate and by number"
+    assert all(key in line for key in keys)

@@ -648,6 +648,21 @@ def test_who_asks_for_an_address_names_no_host_in_tls() -> None:
     assert "listen_tls_default" not in secure_site(domains=["10.example", "1.2.3.4.example"])
 
 
+@pytest.mark.parametrize(
+    ("domains", "aliases", "speaker"),
+    [
+        (["shop.example", "192.0.2.7"], ["www.shop.example"], "shop.example 192.0.2.7"),
+        (["shop.example"], ["www.shop.example", "192.0.2.7"], "www.shop.example 192.0.2.7"),
+        (["192.0.2.7"], ["192.0.2.8"], "192.0.2.7"),
+    ],
+)
+def test_one_server_of_a_site_speaks_for_an_address(domains: list[str], aliases: list[str], speaker: str) -> None:
+    # Nginx takes a second one for an error.
+    text = secure_site(domains=domains, aliases=aliases)
+    (server,) = [one for one in servers(text) if "include quintet/listen_tls_default.conf;" in one]
+    assert f"server_name {speaker};" in server
+
+
 def test_by_acme_the_authoritys_questions_are_answered_by_plain_http() -> None:
     for app in ({}, {"nginx": {"tls_redirect": 0}}):
         text = secure_site(tls="acme", **app)

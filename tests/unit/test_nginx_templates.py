@@ -671,6 +671,8 @@ def test_by_acme_the_authoritys_questions_are_answered_by_plain_http() -> None:
         assert "root /var/lib/quintet-edge/challenges;" in challenge
     # Maintenance lasts for days at times.
     assert "if ($uri ~ ^/(quintet-errors|[.]well-known/acme-challenge)/) {" in text
+    # Where the server has no such place itself, the path leads to the app, which is closed.
+    assert "acme-challenge" not in servers(secure_site(tls="acme"))[-1]
     assert "acme-challenge" not in secure_site()
 
 

@@ -813,3 +813,19 @@ def test_what_counts_a_request_leaves_captures_of_locations_alone() -> None:
     keys = re.findall(r"^limit_(?:req|conn)_zone (\S+)", text, re.M)
     assert len(keys) == len(set(keys)) + 1, "requests are counted twice: by rate and by number"
     assert all(key in line for key in keys)
+
+
+def test_a_limit_may_have_no_burst() -> None:
+    # Nginx: invalid burst value "burst=0".
+    text = site(
+        limit_requests_burst=0,
+        limit_handshakes_burst=0,
+        limit_strict_burst=0,
+        limit_strict_paths=["/login/"],
+        websocket_servers=[{"server": "unix:/run/shop/daphne.sock"}],
+    )
+    assert re.findall(r"^ *limit_req (.*);$", text, re.M) == [
+        "zone=shop-requests",
+        "zone=shop-handshakes",
+        "zone=shop-strict",
+    ]

@@ -829,3 +829,18 @@ def test_a_limit_may_have_no_burst() -> None:
         "zone=shop-handshakes",
         "zone=shop-strict",
     ]
+
+
+def test_keys_are_made_in_directories_that_are_closed_already() -> None:
+    # The module gives a new key the mode that its umask says, and 0600 only then.
+    tasks = load("tasks/site_self_signed.yml")
+    kinds = [(task, name) for task in tasks for name in task if name.endswith((".write_files", ".openssl_privatekey"))]
+    closed: set[str] = set()
+    made = []
+    for task, kind in kinds:
+        if kind.endswith(".write_files"):
+            closed |= {one["path"] for one in task[kind]["directories"] if one.get("mode") == "0700"}
+        else:
+            made.append(task[kind]["path"])
+            assert task[kind]["path"].rpartition("/")[0] in closed
+    assert len(made) == 2

@@ -51,8 +51,10 @@ def pair_problems(
         try:
             texts[option] = read_pem(value, loader, directory)
         except FileNotFoundError as error:
+            # What stands where a key belongs may be a secret: one without its first line, say.
+            what = "what it says" if option == "tls_key" else str(error)
             found.append(
-                f"{place}: {error} is no file on the controller. A relative path starts at the inventory's folder."
+                f"{place}: {what} is no text in PEM, and no file on the controller. A relative path starts at the inventory's folder."
             )
         except (OSError, AnsibleError) as error:
             found.append(

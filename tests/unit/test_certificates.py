@@ -92,15 +92,17 @@ def test_a_good_pair_has_no_problems() -> None:
         (
             "nowhere.pem",
             pem_of(KEY),
-            "nowhere.pem is no file on the controller. A relative path starts at the inventory",
+            "nowhere.pem is no text in PEM, and no file on the controller. A relative path starts at the inventory",
         ),
-        ("/", pem_of(KEY), "tls_certificate: / is no file on the controller"),
+        ("/", pem_of(KEY), "tls_certificate: / is no text in PEM, and no file on the controller"),
+        (GOOD, "a secret", "tls_key: what it says is no text in PEM, and no file on the controller."),
     ],
 )
 def test_what_nginx_or_a_browser_would_not_take_is_refused(certificate: str, key: str, words: str) -> None:
     found = said(certificate, key, directory="/nonexistent")
     assert words in found
     assert "PRIVATE KEY" not in found
+    assert "secret" not in found
 
 
 @pytest.mark.parametrize(

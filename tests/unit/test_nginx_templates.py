@@ -540,6 +540,7 @@ def test_pages_of_errors_are_small_and_need_nothing_else() -> None:
         ({"limit_strict_paths": ["/login/"], "limit_strict": 0}, "would let none through"),
         ({"reserved_paths": ["/a b"]}, "'/a b' is no path"),
         ({"websocket_origins": ["https://a.example"]}, "'https://a.example' is no host name"),
+        ({"websocket_origins": ["*.a.example"]}, "'*.a.example' is no host name"),
         ({"security_headers": {"X-A": 'a"; }'}}, "cannot be a header"),
         ({"security_headers": {"X A": "b"}}, "cannot be a header"),
     ],

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import acme
 import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
@@ -845,3 +846,18 @@ def test_keys_are_made_in_directories_that_are_closed_already() -> None:
             made.append(task[kind]["path"])
             assert task[kind]["path"].rpartition("/")[0] in closed
     assert len(made) == 2
+
+
+def test_a_site_that_is_gone_leaves_nothing_of_its_own() -> None:
+    role = Role("nginx", nginx_site_name="shop")
+    leftovers = role.evaluate("__nginx_site_leftovers")
+    assert role.evaluate("__nginx_tls_directory") + "/shop" in leftovers
+    # A site that comes back under the name would be closed.
+    assert role.evaluate("__nginx_maintenance_file") in leftovers
+    state = acme.Layout().state
+    known = [state / "live/shop", state / "archive/shop", state / "renewal/shop.conf", state / "shop.asked"]
+    assert {str(path) for path in known} <= set(leftovers)
+    tree, gone = load("tasks/site_configure.yml")
+    assert "quintet.django.nginx_tree" in tree
+    assert gone["loop"] == "{{ __nginx_site_leftovers }}"
+    assert gone["when"] == "nginx_site_state == 'absent'"

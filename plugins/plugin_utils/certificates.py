@@ -63,6 +63,20 @@ def pair_problems(
     return found or text_problems(texts["tls_certificate"], texts["tls_key"], names, label, now)
 
 
+def bundle_problems(bundle: str, label: str, loader: Any, directory: str | None) -> list[str]:
+    """Say what is wrong with the certificates of those who have signed an authority's directory, as text or as a file; none is fine."""
+    if not bundle:
+        return []
+    try:
+        x509.load_pem_x509_certificates(read_pem(bundle, loader, directory).encode())
+    except (OSError, ValueError, AnsibleError) as error:
+        return [
+            f"{label}tls_acme_bundle: no certificate can be read from it ({type(error).__name__}). Give a text in PEM, or the path of a "
+            "file with it on the controller; a relative one starts at the inventory's folder."
+        ]
+    return []
+
+
 def text_problems(certificate: str, key: str, names: Sequence[str], label: str, now: datetime) -> list[str]:
     """Say what is wrong with a certificate's chain and its key in PEM; nothing of the key is in a message."""
     where, key_where = f"{label}tls_certificate", f"{label}tls_key"

@@ -158,3 +158,16 @@ def test_apps_are_checked_with_their_domains_and_aliases_before_any_host_is_touc
     assert "django_apps[1].nginx.tls_certificate: doesn't cover 'old.example.org'" in found
     assert "a.nginx" not in found
     assert "www" not in found.replace("for shop.example.org, www", "")
+
+
+@pytest.mark.parametrize(
+    ("bundle", "error"),
+    [("", ""), (GOOD, ""), ("nowhere.pem", "FileNotFoundError"), ("-----BEGIN CERTIFICATE-----\nx\n", "ValueError")],
+)
+def test_who_has_signed_an_authoritys_directory_must_be_readable(bundle: str, error: str) -> None:
+    """Before any host is touched; the role alone asks in its site_validate.yml."""
+    nginx: dict[str, Any] = {"tls_acme_bundle": bundle}
+    apps = [{"tls": tls, "domains": NAMES, "aliases": [], "nginx": nginx} for tls in ("off", "acme")]
+    found = certificate_problems(apps, ["django_apps[0]", "django_apps[1]"], DataLoader(), "/nonexistent")
+    start = f"django_apps[1].nginx.tls_acme_bundle: no certificate can be read from it ({error}). Give a text in PEM"
+    assert [problem.startswith(start) for problem in found] == ([True] if error else [])

@@ -226,7 +226,7 @@ def test_until_an_authority_answers_a_site_serves_what_it_had() -> None:
     HOST.run(
         "sh",
         "-euc",
-        f"rm -r {STATE}/live/both {STATE}/archive/both {STATE}/renewal/both.conf {STATE}/both.asked {TLS}/both/acme",
+        f"rm -rf {STATE}/live/both {STATE}/archive/both {STATE}/renewal/both.conf {STATE}/both.asked {TLS}/both/acme",
     )
     both = SecureSite(HOST, "both.test", authority=HOST.run("cat", f"{TLS}/authority.pem"))
     serial = both.serial

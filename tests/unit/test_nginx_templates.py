@@ -861,3 +861,9 @@ def test_a_site_that_is_gone_leaves_nothing_of_its_own() -> None:
     assert "quintet.django.nginx_tree" in tree
     assert gone["loop"] == "{{ __nginx_site_leftovers }}"
     assert gone["when"] == "nginx_site_state == 'absent'"
+
+
+def test_the_host_asks_by_itself_where_the_first_certificate_does_not_come() -> None:
+    timer, issue = load("tasks/site_acme.yml")
+    assert timer["ansible.builtin.systemd_service"]["name"] == "quintet-acme.timer"
+    assert "issue" in issue["ansible.builtin.command"]["argv"]

@@ -240,3 +240,18 @@ def test_without_the_authority_the_last_certificate_serves_and_the_failure_shows
     assert played.code != 0
     assert "no certificate for shop.test, more.shop.test, www.shop.test from https://localhost:14000/dir" in played.text
     assert shop.get("/shown").body == "shown"
+
+
+def test_until_an_authority_answers_a_site_serves_what_it_had() -> None:
+    """As one with a certificate that browsers know, which must not be lost; the authority is still down."""
+    converge("-e", "sites_tls=self_signed")
+    HOST.run(
+        "sh",
+        "-euc",
+        f"rm -rf {STATE}/live/both {STATE}/archive/both {STATE}/renewal/both.conf {STATE}/both.asked {TLS}/both/acme",
+    )
+    both = SecureSite(HOST, "both.test", authority=HOST.run("cat", f"{TLS}/authority.pem"))
+    serial = both.serial
+    played = play(PLAYBOOK)
+    assert "no certificate for both.test, www.both.test from https://localhost:14000/dir" in played.text
+    assert both.serial == serial

@@ -19,7 +19,7 @@ ROLE = Path(__file__).parents[2] / "roles/nginx"
 SERVER = "unix:/run/shop/gunicorn.sock"
 
 
-def load(path: str) -> dict[str, Any]:
+def load(path: str) -> Any:
     return rendering.load(ROLE / path)
 
 

@@ -53,7 +53,7 @@ def play(playbook: str, name: str) -> dict[str, Any]:
 
 
 def evaluate(text: Any, **variables: Any) -> Any:
-    unused: dict[str, list[str]] = {app["name"]: [] for app in APPS}
+    unused: dict[str, list[str]] = {str(app["name"]): [] for app in APPS}
     hosts: dict[str, Any] = {"web2": {}, "web1": {"django_app_rotations": ROTATIONS, "django_app_unused": unused}}
     known = {"django_apps": APPS, "groups": {"app": [*hosts]}, "hostvars": hosts, **variables}
     return Templar(DataLoader(), variables=known).template(trust_as_template(str(text)))

@@ -33,7 +33,7 @@ def test_a_loop_over_apps_shows_no_item(playbook: Path) -> None:
 
 
 ENTRY = {"domains": ["x.test"], "source": {"directory": "/x"}}
-APPS = [
+APPS: list[dict[str, Any]] = [
     {**ENTRY, "name": "peer"},
     {**ENTRY, "name": "none", "database": False},
     {**ENTRY, "name": "word", "database_login": "password"},

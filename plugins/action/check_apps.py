@@ -12,7 +12,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.quintet.django.plugins.filter.systemd_sandbox import systemd_sandbox
 from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize, problems
 from ansible_collections.quintet.django.plugins.module_utils.source import source_problems
-from ansible_collections.quintet.django.plugins.plugin_utils.certificates import pair_problems
+from ansible_collections.quintet.django.plugins.plugin_utils.certificates import bundle_problems, pair_problems
 
 
 def sandbox_problems(apps: list[dict[str, Any]], where: list[str]) -> list[str]:
@@ -27,8 +27,14 @@ def sandbox_problems(apps: list[dict[str, Any]], where: list[str]) -> list[str]:
 
 
 def certificate_problems(apps: list[dict[str, Any]], where: list[str], loader: Any, directory: str | None) -> list[str]:
-    """Say what is wrong with the certificates that apps are provided with."""
-    return [
+    """Say what is wrong with the certificates that apps are provided with, and with those of the authorities that they ask."""
+    bundles = [
+        problem
+        for app, place in zip(apps, where, strict=True)
+        if app["tls"] == "acme"
+        for problem in bundle_problems(app["nginx"].get("tls_acme_bundle", ""), f"{place}.nginx.", loader, directory)
+    ]
+    return bundles + [
         problem
         for app, place in zip(apps, where, strict=True)
         if app["tls"] == "provided"

@@ -36,7 +36,8 @@ APPLICATION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 UNIT_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
 SIGNAL = re.compile(r"SIG[A-Z0-9+-]+")
-MEMORY = re.compile(r"\d+(\.\d+)?[KMGT%]?|infinity")
+# systemd would drop a 0, or more than 100 %, and start the unit without any limit.
+MEMORY = re.compile(r"(?=.*[1-9])(\d+(\.\d+)?[KMGT]?|(100|\d{1,2}(\.\d{1,2})?)%)|infinity")
 OOM_SCORE_LIMIT = 1000
 SHARED_DIRECTORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
@@ -59,6 +60,13 @@ RESERVED_VARIABLES = {
     "QUINTET_GENERATION": "",
     "STATIC_ROOT": "",
     "MEDIA_ROOT": "",
+}
+
+# What an empty text is good for. No value at all would reach the app as the text None: a SECRET_KEY that anybody guesses.
+NOTHING = {
+    "environment": "an empty text, or remove it",
+    "secrets": "a secret that is generated once",
+    "build_environment": "an empty text, or remove it",
 }
 
 
@@ -236,10 +244,20 @@ def value_problems(app: App, where: str) -> list[str]:
                 instead = RESERVED_VARIABLES[variable]
                 advice = f"Set {where}.{instead} instead." if instead else "Remove it and read theirs."
                 found.append(f"{where}.{key}.{variable}: the roles set this variable themselves. {advice}")
-            elif isinstance(value, dict | list) or "\n" in str(value) or "\0" in str(value):
+            elif value is None:
+                found.append(f'{where}.{key}.{variable}: says nothing. Write "" for {NOTHING[key]}.')
+            elif isinstance(value, dict | list) or re.search(r"[\n\r\0]", str(value)):
                 found.append(f"{where}.{key}.{variable}: is not one line of text. Give it as one line, or as a file.")
     both = sorted(set(app["environment"]) & set(app["secrets"]))
     found += [f"{where}.environment.{variable}: is in secrets too. Keep one of them." for variable in both]
+    # The first is the option's default, which need not fit the app; the second is made by the roles.
+    secrets = {"SECRET_KEY", *(["CHANNEL_LAYER_PASSWORD"] if app["channel_layer"] else []), *app["secrets"]}
+    found += [
+        f"{where}.secret_fallbacks.names: '{name}' is none of the app's secrets, so no old value of it would be kept. "
+        f"Name one of {', '.join(sorted(secrets))}."
+        for name in app["secret_fallbacks"]["names"]
+        if name not in secrets
+    ]
     found += [
         f"{where}.shared: '{path}' can't be a directory below shared/. Give a relative path without '..'."
         for path in app["shared"]
@@ -415,6 +433,17 @@ def shared_problems(apps: list[App], where: list[str]) -> list[str]:
                     "Each app needs its own."
                 )
             seen.setdefault(app[key], number)
+    # Users of the system, and roles of PostgreSQL, that others are made with.
+    others: dict[str, list[tuple[int, str]]] = {}
+    for number, app in enumerate(apps):
+        others.setdefault(f"{app['user']}-build", []).append((number, "builds the code of"))
+        others.setdefault(app["name"], []).append((number, "owns the database of"))
+    found += [
+        f"{where[number]}.user: '{app['user']}' is who {what} {where[other]}. Choose another user."
+        for number, app in enumerate(apps)
+        for other, what in others.get(app["user"], [])
+        if other != number
+    ]
     for number, app in enumerate(apps):
         for login in database_logins(app):
             found += [

@@ -121,6 +121,13 @@ used:
   type: list
   elements: str
   returned: success
+unused:
+  description: >-
+    Names of O(overlaps) and O(alternating) whose value the generation that serves does not use yet. Who accepts it is to be told before
+    a switch.
+  type: list
+  elements: str
+  returned: success
 conflicts:
   description: Names whose value this host once generated itself and another host has otherwise. Then nothing was written.
   type: list
@@ -153,6 +160,9 @@ LOGINS = (1, 2)
 
 # Long enough for Django's check of SECRET_KEY (50 characters) and, at six bits a character, beyond any search.
 GENERATED_LENGTH_BYTES = 48
+
+# Of what is not in its place yet. The host command (prune) removes what a killed run has left under such a name.
+STAGED_PREFIX = ".new-"
 
 # A value for builds; visibly none, and as long as a real one.
 PLACEHOLDER = "placeholder-of-a-build-" + "0" * 41
@@ -207,7 +217,7 @@ def find_revision(revisions: Path, files: Files) -> tuple[int | None, int]:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only root can read, at once or not at all."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=STAGED_PREFIX)
     with os.fdopen(descriptor, "w") as handle:
         handle.write(text)
         handle.flush()
@@ -217,7 +227,7 @@ def write_private(path: Path, text: str) -> None:
 
 def write_revision(revisions: Path, number: int, files: Files) -> None:
     """Write a revision beside its place and rename it there, so that a killed run leaves no half of one."""
-    staged = Path(tempfile.mkdtemp(dir=revisions, prefix=".new-"))
+    staged = Path(tempfile.mkdtemp(dir=revisions, prefix=STAGED_PREFIX))
     for name, text in files.items():
         path = staged / name
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -312,13 +322,13 @@ class BlockedError(Exception):
         self.until = until
 
 
-def free_login(name: str, old: list[dict[str, Any]], last: int) -> int:
-    """Return the login for a new value, the other than the last one where both are free; raises BlockedError."""
+def free_login(name: str, old: list[dict[str, Any]]) -> int:
+    """Return a login that no old value has; raises BlockedError."""
     taken = {entry["login"] for entry in old}
     free = [login for login in LOGINS if login not in taken]
     if not free:
         raise BlockedError(name, min(entry["until"] for entry in old if entry["login"]))
-    return next((login for login in free if login != last), free[0])
+    return free[0]
 
 
 def alternated(
@@ -345,7 +355,7 @@ def alternated(
             old = [left, *old]
         # One that is still good has its login already.
         again = next((entry["login"] for entry in old if entry["value"] == value), None)
-        login = again if again is not None else free_login(name, old, before["login"]) if value else 0
+        login = again if again is not None else free_login(name, old) if value else 0
         rotations[name] = {
             "value": value,
             "login": login,
@@ -414,6 +424,7 @@ class Secrets:
     rotations: Rotations
     rotated: list[str]
     used: list[str]
+    unused: list[str]
 
 
 def decide(parameters: dict[str, Any], kept: dict[str, str], rotations: Rotations, now: datetime) -> Secrets:
@@ -464,6 +475,11 @@ def decide(parameters: dict[str, Any], kept: dict[str, str], rotations: Rotation
         rotations=rotations,
         rotated=rotated,
         used=sorted(name for name in parameters["retire"] if rotations.get(name, {}).get("old")),
+        unused=sorted(
+            name
+            for name in {*parameters["overlaps"], *parameters["alternating"]}
+            if name in values and not has(name, values[name])
+        ),
     )
 
 
@@ -540,6 +556,7 @@ def keep(parameters: dict[str, Any], directory: Path, *, write: bool) -> dict[st
     told = {"conflicts": conflicts, "blocked": {}, "serving": serving(parameters).digests(parameters["alternating"])}
     nothing = {
         **{"changed": False, "revision": 0, "secrets": {}, "names": [], "rotations": {}, "rotated": [], "used": []},
+        **{"unused": []},
         **told,
     }
     if conflicts:
@@ -575,6 +592,7 @@ def keep(parameters: dict[str, Any], directory: Path, *, write: bool) -> dict[st
         "rotations": wanted.rotations,
         "rotated": wanted.rotated,
         "used": wanted.used,
+        "unused": wanted.unused,
         **told,
     }
 

@@ -155,8 +155,8 @@ def running(path: Path, password: str, wanted: Passwords, *, write: bool) -> tup
     """Give the running instance its passwords; returns who had others, and whether it does not know the administrator."""
     try:
         connection = Connection(path)
-    except OSError:
-        # It does not run, and will read the file when it starts.
+    except (FileNotFoundError, ConnectionRefusedError):
+        # It does not run, and will read the file when it starts. Anything else, such as a full backlog, is not for passing over.
         return [], False
     try:
         connection.call("AUTH", ADMINISTRATOR, password)

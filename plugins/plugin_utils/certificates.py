@@ -51,14 +51,30 @@ def pair_problems(
         try:
             texts[option] = read_pem(value, loader, directory)
         except FileNotFoundError as error:
+            # What stands where a key belongs may be a secret: one without its first line, say.
+            what = "what it says" if option == "tls_key" else str(error)
             found.append(
-                f"{place}: {error} is no file on the controller. A relative path starts at the inventory's folder."
+                f"{place}: {what} is no text in PEM, and no file on the controller. A relative path starts at the inventory's folder."
             )
         except (OSError, AnsibleError) as error:
             found.append(
                 f"{place}: can't be read ({type(error).__name__}). Check the file's permissions and the Vault password."
             )
     return found or text_problems(texts["tls_certificate"], texts["tls_key"], names, label, now)
+
+
+def bundle_problems(bundle: str, label: str, loader: Any, directory: str | None) -> list[str]:
+    """Say what is wrong with the certificates of those who have signed an authority's directory, as text or as a file; none is fine."""
+    if not bundle:
+        return []
+    try:
+        x509.load_pem_x509_certificates(read_pem(bundle, loader, directory).encode())
+    except (OSError, ValueError, AnsibleError) as error:
+        return [
+            f"{label}tls_acme_bundle: no certificate can be read from it ({type(error).__name__}). Give a text in PEM, or the path of a "
+            "file with it on the controller; a relative one starts at the inventory's folder."
+        ]
+    return []
 
 
 def text_problems(certificate: str, key: str, names: Sequence[str], label: str, now: datetime) -> list[str]:

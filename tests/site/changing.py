@@ -1,4 +1,4 @@
-"""An app that is changed, with faults when asked for, on the host of a scenario of its own (faults, interruptions)."""
+"""An app that is changed, with faults when asked for, on the host of a scenario of its own (faults; deploy, for what it loses)."""
 
 from __future__ import annotations
 

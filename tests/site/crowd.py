@@ -4,6 +4,8 @@
     crowd.py open --first A --sources N --each M PATH    every source opens M WebSockets at once; prints how many had which answer,
                                                          and holds them until its standard input ends
     crowd.py wait …                                      as open; who gets 429 comes back when told to, until it is in
+    crowd.py flood --seconds S …                         as open, but one after the other over S seconds, however they are answered;
+                                                         then gives up those without an answer and closes the others
 
 The sources are 127.0.1.A and those after it: a client of Nginx's each, and none of them exempt from anything.
 """
@@ -109,17 +111,46 @@ async def open_and_hold(arguments: argparse.Namespace) -> None:
     await asyncio.to_thread(sys.stdin.read)
 
 
+async def flood(arguments: argparse.Namespace) -> None:
+    """Open WebSockets at an even rate, tell how many had which answer and how long it took, and leave."""
+    answers: Counter[str] = Counter()
+    connections = []
+
+    async def one(source: int) -> None:
+        head, _, connection = await begin(source, arguments.path, HANDSHAKE)
+        answers[str(status(head))] += 1
+        if status(head) == 101:
+            connections.append(connection)
+        else:
+            connection[1].close()
+
+    print("started", flush=True)
+    start = time.monotonic()
+    tasks = []
+    for number in range(arguments.each):
+        await asyncio.sleep(start + number * arguments.seconds / arguments.each - time.monotonic())
+        tasks += [
+            asyncio.create_task(one(source)) for source in range(arguments.first, arguments.first + arguments.sources)
+        ]
+    seconds = time.monotonic() - start
+    for task in tasks:
+        task.cancel()
+    failed = [result for result in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(result, OSError)]
+    print(json.dumps({"answers": answers, "seconds": seconds, "failed": len(failed)}), flush=True)
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=["ask", "open", "wait"])
+    parser.add_argument("mode", choices=["ask", "open", "wait", "flood"])
     parser.add_argument("--first", type=int, required=True)
     parser.add_argument("--sources", type=int, required=True)
     parser.add_argument("--each", type=int, required=True)
+    parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("path")
     arguments = parser.parse_args()
-    work = ask(arguments) if arguments.mode == "ask" else open_and_hold(arguments)
-    asyncio.run(asyncio.wait_for(work, MOST_SECONDS))
+    work = {"ask": ask, "flood": flood}.get(arguments.mode, open_and_hold)
+    asyncio.run(asyncio.wait_for(work(arguments), MOST_SECONDS))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,20 @@ from websockets.sync.client import ClientConnection, connect
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_SECONDS = 60.0
+# For so long an address is good: the engine may give a host another one when it restarts, but to ask takes longer than a request.
+ADDRESS_SECONDS = 2.0
+
+
+@cache
+def address(name: str, period: int) -> str:
+    """Return the address of a container in a period of ADDRESS_SECONDS."""
+    done = subprocess.run(
+        ["docker", "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
 
 
 @dataclass(frozen=True)
@@ -60,13 +75,7 @@ class Host:
     @property
     def address(self) -> str:
         """The host's IPv4 address on the engine's network."""
-        done = subprocess.run(
-            ["docker", "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", self.name],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout.strip()
+        return address(self.name, int(time.monotonic() / ADDRESS_SECONDS))
 
     def quintet(self, *arguments: str) -> dict[str, Any]:
         """Call the host command with --json and return its answer."""

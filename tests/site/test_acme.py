@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import ssl
@@ -66,6 +67,16 @@ def orders() -> int:
 def certificates(site: str) -> set[str]:
     return set(
         HOST.run("find", f"{TLS}/{site}", "-mindepth", "1", "-maxdepth", "1", "-type", "d", "-printf", "%f\n").split()
+    )
+
+
+def forget_both() -> None:
+    """Leave a site as one that never had a certificate."""
+    converge("-e", "sites_tls=off")
+    HOST.run(
+        "sh",
+        "-euc",
+        f"rm -r {STATE}/live/both {STATE}/archive/both {STATE}/renewal/both.conf {STATE}/both.asked {TLS}/both",
     )
 
 
@@ -154,12 +165,7 @@ def test_another_name_is_asked_for(shop: SecureSite) -> None:
 
 def test_the_first_certificate_comes_while_the_site_serves(both: SecureSite) -> None:
     """Port 80 stays open, and the site is there over HTTPS with a certificate of the host's own until then."""
-    converge("-e", "sites_tls=off")
-    HOST.run(
-        "sh",
-        "-euc",
-        f"rm -r {STATE}/live/both {STATE}/archive/both {STATE}/renewal/both.conf {STATE}/both.asked {TLS}/both",
-    )
+    forget_both()
     statuses: set[int] = set()
     failures: list[Exception] = []
     stop = threading.Event()
@@ -179,6 +185,22 @@ def test_the_first_certificate_comes_while_the_site_serves(both: SecureSite) -> 
         stop.set()
         visitor.join()
     assert (statuses, failures) == ({200}, [])
+    assert both.get("/shown").body == "shown"
+
+
+def test_without_its_first_certificate_a_site_serves_with_the_hosts_own(both: SecureSite) -> None:
+    """The authority refuses, since one of the names leads nowhere; the run without that name asks again."""
+    forget_both()
+    own = SecureSite(HOST, "both.test", authority=HOST.run("cat", f"{TLS}/authority.pem"))
+    astray = {"name": "both", "domains": ["both.test", "astray.test"], "aliases": [], "redirect": 0}
+    refused = play(PLAYBOOK, "-e", json.dumps({"sites": [astray]}))
+    assert refused.code != 0
+    assert "no certificate for both.test, astray.test from https://localhost:14000/dir" in refused.text
+    assert (own.get("/shown").status, own.get("/shown").body) == (200, "shown")
+    assert Site(HOST, "both.test").get("/shown").body == "shown"
+    with pytest.raises(ssl.SSLError):
+        both.get("/shown")
+    assert converge().changed
     assert both.get("/shown").body == "shown"
 
 
@@ -218,3 +240,18 @@ def test_without_the_authority_the_last_certificate_serves_and_the_failure_shows
     assert played.code != 0
     assert "no certificate for shop.test, more.shop.test, www.shop.test from https://localhost:14000/dir" in played.text
     assert shop.get("/shown").body == "shown"
+
+
+def test_until_an_authority_answers_a_site_serves_what_it_had() -> None:
+    """As one with a certificate that browsers know, which must not be lost; the authority is still down."""
+    converge("-e", "sites_tls=self_signed")
+    HOST.run(
+        "sh",
+        "-euc",
+        f"rm -rf {STATE}/live/both {STATE}/archive/both {STATE}/renewal/both.conf {STATE}/both.asked {TLS}/both/acme",
+    )
+    both = SecureSite(HOST, "both.test", authority=HOST.run("cat", f"{TLS}/authority.pem"))
+    serial = both.serial
+    played = play(PLAYBOOK)
+    assert "no certificate for both.test, www.both.test from https://localhost:14000/dir" in played.text
+    assert both.serial == serial

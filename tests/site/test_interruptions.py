@@ -1,4 +1,4 @@
-"""Changes that are cut off, refused or taken back, on a host that must go on serving (Molecule scenario interruptions)."""
+"""Changes that are cut off, refused or taken back, on a host that must go on serving (Molecule scenario faults)."""
 
 from __future__ import annotations
 
@@ -230,120 +230,6 @@ def test_a_loss_of_power_in_mid_build_costs_a_build() -> None:
     assert deploy_well() != before
 
 
-# ---- a controller that dies -----------------------------------------------------------------------------------------
-
-
-# What happens on the controller alone: a death there is one before the next remote task.
-LOCAL = {"set_fact", "assert", "debug", "fail", "include_role", "include_tasks", "validate_argument_spec"}
-CONFIRM_SECONDS = 5
-# Within tasks too, in seconds after their start.
-WITHIN = {"activate | Start, probe and switch to the generation": (0.7, 2.0), "confirm | Let the switch stay": (0.3,)}
-# After so many kills a run must come to its end.
-KILLS_IN_A_ROW = 8
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task of a deploy, by its number from 1."""
-
-    number: int
-    action: str
-    name: str
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether it does anything on the host."""
-        return self.action.rpartition(".")[2] not in LOCAL
-
-
-def remote_tasks() -> list[Task]:
-    """Return the tasks of the last recorded run that did anything on the host."""
-    lines = [line.split("\t") for line in KILLS_FILE.read_text().splitlines()]
-    skipped = {int(words[0]) for words in lines if words[1] == "skipped"}
-    tasks = [Task(int(words[0]), *words[2:]) for words in lines if words[1] == "start"]
-    return [task for task in tasks if task.is_remote and task.number not in skipped]
-
-
-def is_settled() -> bool:
-    """Say whether nothing is going on: no host command, no switch that waits, no drain."""
-    return not is_being_changed() and status()["unconfirmed"] is None
-
-
-def converges() -> None:
-    """Demand that a run comes to its end, that the next changes nothing, and that what runs is what is on disk."""
-    current = deploy_well()
-    again = deploy()
-    assert (again.code, again.changed) == (0, 0), again.changed_tasks
-    assert serving() == current
-    found = generations()
-    assert set(found[current]["units"].values()) == {"active"}
-    others = set(found) - {current}
-    wait_for("the drains", lambda: not any(runs(one) for one in others))
-    listed = HOST.run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", f"*-{APP}*@*")
-    assert {line.split()[0].partition("@")[2].partition(".")[0] for line in listed.splitlines()} == {current}
-    assert status()["lock"] is None
-
-
-def test_a_controller_killed_at_any_task_leaves_a_site_that_serves() -> None:
-    change_code()
-    deploy_killed()
-    tasks = remote_tasks()
-    moments = [(str(task.number), 0.0, task.name) for task in tasks]
-    moments += [
-        (str(task.number), after, f"{task.name}, after {after} s")
-        for task in tasks
-        for name, times in WITHIN.items()
-        if task.name.endswith(name)
-        for after in times
-    ]
-    assert len(tasks) >= 10
-    assert len(moments) == len(tasks) + 3
-    rows, undone = [], 0
-    for count, (at, after, name) in enumerate(moments, start=1):
-        before = serving()
-        change_code()
-        began = time.monotonic()
-        deploy_killed(at, after, django_app_confirm_seconds=CONFIRM_SECONDS)
-        killed = time.monotonic()
-        assert answers(), name
-        assert talks(), name
-        waits = status()["unconfirmed"] is not None
-        # The host ends by itself what it was told to begin, and takes back what nobody confirms.
-        wait_for(f"the host after the kill at {name}", is_settled, 30 + CONFIRM_SECONDS)
-        assert generations()[serving()]["state"] == "good", name
-        if waits and not after:
-            assert serving() == before, name
-            undone += 1
-        rows.append(f"{at:>3}  {killed - began:5.1f} s  {time.monotonic() - killed:5.1f} s  {name}")
-        if count % KILLS_IN_A_ROW == 0 or count == len(moments):
-            converges()
-    assert undone > 0
-    print("", "task  until killed  until settled", *rows, sep="\n")
-
-
-def test_a_controller_killed_in_a_change_of_everything_leaves_a_site_that_serves() -> None:
-    """Where a change of code alone does not come by: another environment, the app's own commands, a migration."""
-    write_migration("0000_killed", "migrations.RunPython.noop")
-    hooks = {"build": [{"command": "sleep 1"}], "before_migrate": [{"command": "sleep 1"}]}
-    before = serving()
-    with another_lock():
-        for name, after in (
-            ("environment | Install the locked dependencies", 0.5),
-            ("generation | Run the app's build commands", 0.5),
-            ("migrate | Migrate the database with the next generation's code", 0),
-            # In its hook, which the host brings to its end, and the dump and the migration after it.
-            ("migrate | Migrate the database with the next generation's code", 0.5),
-        ):
-            deploy_killed(name, after, more_hooks=hooks, django_app_confirm_seconds=CONFIRM_SECONDS)
-            assert answers() == talks() == before, name
-            wait_for(f"the host after the kill at {name}", is_settled)
-        changed = deploy_well(more_hooks=hooks)
-        assert changed != before
-        again = deploy(more_hooks=hooks)
-        assert (again.code, again.changed) == (0, 0), again.changed_tasks
-    assert times_migrated("0000_killed") == 1
-
-
 # ---- the way back ---------------------------------------------------------------------------------------------------
 
 
@@ -387,6 +273,11 @@ def test_a_rollback_brings_code_dependencies_environment_and_settings_back() -> 
     assert serving() == second
     assert (who()["version"], who()["mark"]) == ("2", "second")
     assert status()["hold"]["generation"] == second
+    # A deploy of all apps respects it.
+    played = play("playbooks/deploy.yml")
+    assert (played.code, played.changed) == (0, 0), played.changed_tasks
+    assert f"HOLD: app '{APP}'" in played.text
+    assert serving() == second
     # A deploy by name ends the hold.
     assert deploy_well() != second
     assert (who()["version"], who()["mark"], status()["hold"]) == ("1", "first", None)
@@ -439,9 +330,11 @@ def test_workers_and_timers_run_in_the_current_generation_alone() -> None:
     change_code()
     first = deploy_well(timers=[TICK])
     wait_for("the timer of the first generation", lambda: first in ticks())
+    dependencies = environment()
     change_code()
     second = deploy_well(timers=[TICK])
     wait_for("the timer of the second generation", lambda: second in ticks())
+    assert environment() == dependencies, "what has not changed is not installed again"
     assert moments(first)["stopped"] <= moments(second)["started"], "never two at the same time"
     (worker,) = HOST.processes(f"worker-{APP}-*")
     assert f"QUINTET_GENERATION={second}" in HOST.run("sh", "-c", f"tr '\\0' '\\n' < /proc/{worker}/environ").split()
@@ -484,3 +377,123 @@ def test_hooks_run_at_their_moments() -> None:
     assert HOST.fails("systemctl", "is-active", f"quintet-hook-{APP}.service")
     built = HOST.run("cat", f"/srv/{APP}/generations/{first}/src/hooks")
     assert built.splitlines() == [f"build {APP}-build", f"after_build {APP}-build"]
+
+
+# ---- a controller that dies -----------------------------------------------------------------------------------------
+
+
+# What happens on the controller alone: a death there is one before the next remote task.
+LOCAL = {"set_fact", "assert", "debug", "fail", "include_role", "include_tasks", "validate_argument_spec"}
+CONFIRM_SECONDS = 5
+LOCKS, CONFIRMS = "begin | Take the app's lock", "confirm | Let the switch stay"
+INSTALLS = "environment | Install the locked dependencies"
+# Tasks that are killed after so many seconds rather than at their start. The host brings to its end what it was told to begin: a hook and
+# the dump and the migration after it, and a switch, which it takes back when nobody confirms it.
+WITHIN: dict[str, tuple[float, ...]] = {
+    INSTALLS: (0.5,),
+    "generation | Run the app's build commands": (0.5,),
+    "migrate | Migrate the database with the next generation's code": (0.5,),
+    "activate | Start, probe and switch to the generation": (0, 0.7),
+    CONFIRMS: (0, 0.3),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of a deploy, and whether it left the host otherwise than it was."""
+
+    name: str
+    changes: bool
+
+
+def remote_tasks() -> list[Task]:
+    """Return the tasks of the last recorded run that did anything on the host, be it only to look."""
+    lines = [line.split("\t") for line in KILLS_FILE.read_text().splitlines()]
+    outcomes = {number: rest[0] for number, *rest in lines if rest[0] != "start"}
+    tasks = [
+        (outcomes[number], rest[2].rpartition(" : ")[2])
+        for number, *rest in lines
+        if rest[0] == "start" and rest[1].rpartition(".")[2] not in LOCAL and number in outcomes
+    ]
+    # The lock is gone when a run ends, so it does not count as changed.
+    return [Task(name, outcome == "changed" or name == LOCKS) for outcome, name in tasks if outcome != "skipped"]
+
+
+def kills_at(tasks: list[Task]) -> Iterator[tuple[str, float]]:
+    """Yield at which task to kill a run and how many seconds after its start: wherever the host is otherwise than at the kill before."""
+    differs = True
+    for task in tasks:
+        for after in WITHIN.get(task.name, (0,) if differs else ()):
+            yield task.name, after
+        differs = task.changes
+
+
+def is_settled() -> bool:
+    """Say whether nothing is going on: no host command, no switch that waits, no drain."""
+    return not is_being_changed() and status()["unconfirmed"] is None
+
+
+def converges(**variables: object) -> None:
+    """Demand that a run comes to its end, that the next changes nothing, and that what runs is what is on disk."""
+    current = deploy_well(**variables)
+    again = deploy(**variables)
+    assert (again.code, again.changed) == (0, 0), again.changed_tasks
+    assert serving() == current
+    found = generations()
+    assert set(found[current]["units"].values()) == {"active"}
+    others = set(found) - {current}
+    wait_for("the drains", lambda: not any(runs(one) for one in others))
+    listed = HOST.run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", f"*-{APP}*@*")
+    assert {line.split()[0].partition("@")[2].partition(".")[0] for line in listed.splitlines()} == {current}
+    assert status()["lock"] is None
+
+
+def change_everything(name: str) -> dict[str, Any]:
+    """Change code, environment and database, with commands of the app's own; returns the variables of the deploy."""
+    change_code()
+    write_migration(name, "migrations.RunPython.noop")
+    hooks = {"build": [{"command": "sleep 1"}], "before_migrate": [{"command": "sleep 1"}]}
+    return {"mark": name, "more_hooks": hooks, "django_app_confirm_seconds": CONFIRM_SECONDS}
+
+
+def killed_and_settled(name: str, after: float, variables: dict[str, Any]) -> bool:
+    """Kill a deploy, while which the site must answer, and wait for the host; returns whether a switch waited to be confirmed."""
+    began, moment = time.monotonic(), f"{name}, after {after} s"
+    deploy_killed(name, after, **variables)
+    killed = time.monotonic()
+    assert answers(), moment
+    assert talks(), moment
+    waits = status()["unconfirmed"] is not None
+    wait_for(f"the host after the kill at {moment}", is_settled, 30 + CONFIRM_SECONDS)
+    print(f"{killed - began:5.1f} s until killed, {time.monotonic() - killed:5.1f} s until settled: {moment}")
+    return waits
+
+
+def test_a_change_killed_at_each_of_its_tasks_leaves_a_site_that_serves_and_comes_to_its_end() -> None:
+    print()
+    with another_lock():
+        deploy_killed(**change_everything("0003_recorded"))
+        tasks = remote_tasks()
+        kills = list(kills_at(tasks))
+        assert len({task.name for task in tasks}) == len(tasks)
+        assert len(kills) >= 12
+        assert set(WITHIN) <= {name for name, _ in kills}
+        until_installed = [name for name, _ in kills].index(INSTALLS) + 1
+        last = kills.pop()
+        assert last[0] == CONFIRMS
+        # One change, which goes on from what the killed run before has left of it.
+        before, undone, variables = serving(), 0, change_everything("0004_killed")
+        # Other dependencies only until then: to install them again and again takes most of the time.
+        with another_lock():
+            for name, after in kills[:until_installed]:
+                killed_and_settled(name, after, variables)
+                assert serving() == before, (name, after)
+        for name, after in kills[until_installed:]:
+            undone += killed_and_settled(name, after, variables)
+            assert serving() == before, (name, after)
+        assert undone > 0
+        # Only a confirm that was under way may let the change stay.
+        killed_and_settled(*last, variables)
+        assert generations()[serving()]["state"] == "good"
+        converges(**variables)
+    assert times_migrated("0004_killed") == 1

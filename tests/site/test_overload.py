@@ -1,10 +1,11 @@
 """Overload that hurts only who causes it (Molecule scenario overload).
 
 Each attack is bounded in count and time, comes from the test host's own addresses and goes to the test host alone. Beside each a
-well-behaved client, at another address, measures a page, a static file, health and a WebSocket. Its p99 may be twice what it was
-just before, when all was quiet, and up to FLOOR_SECONDS anyway, since the attacker has the same cores. What else runs on the machine may
-spoil a measurement, so that one of three attempts must be good: an attack that harms, harms each time. That nobody is refused, nothing is
-restarted and memory stays bounded holds for each attempt.
+well-behaved client, at another address, measures a page, a static file, health and a WebSocket. Its p99 may be at most twice what it is
+when all is quiet. Quiet and loud windows take turns, and all of each kind count together, so that the machine's other work spoils both
+alike. An attacker stands for machines elsewhere: it gets only time of the cores that nobody else on the host wants, and floods at some
+twenty times the limit, not as fast as it can. One of three attempts must be good: what harms, harms each time. That nobody is refused,
+nothing is restarted and memory stays bounded holds for each.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hosts import Host, Site, receive, wait_for
@@ -29,18 +31,28 @@ from websockets.exceptions import ConnectionClosed
 
 HOST = Host(os.environ.get("OVERLOAD_HOST", "quintet-overload"))
 SITE = Site(HOST, "chat.test")
-FLOOR_SECONDS = 0.5
-QUIET_SECONDS = 3
+# A p99 below is good whatever it was: a few slices of the scheduler, whose length says nothing of the site.
+FLOOR_SECONDS = 0.02
+# Of an answer that waits for nothing behind a queue, on a machine that has the tests' own work, too.
+SOON_SECONDS = 0.5
+WINDOW_SECONDS = 3
+ROUNDS = 3
 CALM_SECONDS = 0.5
 ATTEMPTS = 3
+# Idle in the scheduler's sense: whatever else of the host wants a core comes first.
+LAST_OF_ALL = ["chrt", "--idle", "0"]
+# The site's limit of requests and of handshakes a second, and how many of them go on at once.
+RATE, AT_ONCE = 50, 10
 Result = TypeVar("Result")
+Times = dict[str, list[float]]
 CROWD = Path(__file__).with_name("crowd.py").read_text()
 MESSAGE_BYTES = 1048576
 # What one Nginx worker, one Daphne process and one Gunicorn worker may have in the end, all processes of each together.
 MEMORY_BYTES = {"nginx": 400_000_000, "daphne": 700_000_000, "gunicorn": 500_000_000}
-# Clients, each with as many sockets as the scenario's limit. A socket is two of Nginx's connections, and one worker may get them all: 8,191
-# are the most for its 16,384.
-IDLE_CLIENTS, SOCKETS = 14, 500
+# Clients, each with as many sockets as the scenario's limit. A socket is two of Nginx's connections, of which its two workers have 32,768.
+IDLE_CLIENTS, SOCKETS = 20, 500
+# Most that one of them may take; measured: docs/hardening.md.
+SOCKET_BYTES = {"nginx": 30_000, "daphne": 60_000}
 SERVICES = {
     "nginx": "nginx.service",
     "gunicorn": "gunicorn-chat@*.service",
@@ -76,9 +88,9 @@ def talk() -> None:
 
 @dataclass
 class Guest:
-    """A well-behaved client: ten requests a second of each kind, one after the other, on connections of its own."""
+    """A well-behaved client: some ten requests a second of each kind, one after the other, on connections of its own."""
 
-    times: dict[str, list[float]] = field(default_factory=dict)
+    times: Times = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -99,7 +111,7 @@ class Guest:
             thread.join()
 
     def _repeat(self, kind: str, turn: Callable[[], None]) -> None:
-        while not self._over.wait(0.1):
+        while not self._over.wait(0.07):
             start = time.monotonic()
             try:
                 turn()
@@ -145,48 +157,75 @@ def memory(name: str) -> int:
     return int(float(HOST.run("sh", "-c", script, "-", SERVICES[name]).strip() or "0"))
 
 
-def measure(during: Callable[[], Result]) -> tuple[dict[str, float], Result]:
-    """Return a guest's p99 by kind, in seconds, while something happens, and what that gave; the guest must be served throughout."""
+def measure(during: Callable[[], Result]) -> tuple[Times, Result]:
+    """Return a guest's times by kind, in seconds, while something happens, and what that gave; the guest must be served throughout."""
     with guest() as one:
         result = during()
     assert not one.problems, one.problems[:5]
-    return {kind: p99(seconds) for kind, seconds in one.times.items()}, result
+    return one.times, result
 
 
-def calm() -> dict[str, float]:
-    """Return a guest's p99 by kind once what came before has passed: thousands of sockets that end take Daphne seconds."""
+def calm(seconds: float = WINDOW_SECONDS) -> Times:
+    """Return a guest's times by kind once what came before has passed: thousands of sockets that end take Daphne seconds."""
     for _ in range(10):
-        quiet, _nothing = measure(lambda: time.sleep(QUIET_SECONDS))  # a span of measuring, not a wait
-        if max(quiet.values()) < CALM_SECONDS:
+        quiet, _nothing = measure(lambda: time.sleep(seconds))  # a span of measuring, not a wait
+        if max(map(p99, quiet.values())) < CALM_SECONDS:
             return quiet
     raise AssertionError(f"the site does not become calm: {quiet}")
 
 
-def unharmed(what: str, attack: Callable[[], Result]) -> Result:
-    """Let an attack happen and show that it harms nobody; returns what it gave."""
+def add(all_times: Times, times: Times) -> None:
+    for kind, seconds in times.items():
+        all_times.setdefault(kind, []).extend(seconds)
+
+
+def slow(what: str, quiet: Times, loud: Times) -> list[str]:
+    """Tell both, and return the kinds that are more than twice as slow."""
+    found = {kind: (p99(quiet[kind]), p99(loud[kind])) for kind in quiet}
+    shown = ", ".join(
+        f"{kind} {after * 1000:.0f} (quiet {before * 1000:.0f})" for kind, (before, after) in found.items()
+    )
+    print(f"\n{what}: p99 in ms: {shown}")
+    return [kind for kind, (before, after) in found.items() if after > max(2 * before, FLOOR_SECONDS)]
+
+
+def memories() -> dict[str, int]:
+    """Return what the services have, in bytes, which must be bounded."""
+    found = {name: memory(name) for name in MEMORY_BYTES}
+    print("MB: " + ", ".join(f"{name} {size >> 20}" for name, size in found.items()))
+    for name, most in MEMORY_BYTES.items():
+        assert 0 < found[name] < most, f"{name}: {found[name]} bytes"
+    return found
+
+
+def unharmed(
+    what: str, attack: Callable[[], Result], rounds: int = ROUNDS, seconds: float = WINDOW_SECONDS
+) -> list[Result]:
+    """Let an attack happen, once in each round, and show that it harms nobody; returns what it gave."""
     before = processes()
     for _ in range(ATTEMPTS):
-        quiet = calm()
-        found, result = measure(attack)
-        memories = {name: memory(name) for name in MEMORY_BYTES}
-        shown = ", ".join(f"{kind} {found[kind] * 1000:.0f} (quiet {quiet[kind] * 1000:.0f})" for kind in found)
-        print(
-            f"\n{what}: p99 in ms: {shown}; MB: " + ", ".join(f"{name} {size >> 20}" for name, size in memories.items())
-        )
+        quiet: Times = {}
+        loud: Times = {}
+        results = []
+        for _ in range(rounds):
+            add(quiet, calm(seconds))
+            times, result = measure(attack)
+            add(loud, times)
+            results.append(result)
+        late = slow(what, quiet, loud)
+        memories()
         assert processes() == before, "something was restarted"
-        for name, most in MEMORY_BYTES.items():
-            assert 0 < memories[name] < most, f"{name}: {memories[name]} bytes"
-        slow = [kind for kind in found if found[kind] > max(2 * quiet[kind], FLOOR_SECONDS)]
-        if not slow:
-            return result
-    raise AssertionError(f"{what}: slow in each of {ATTEMPTS} attempts, the last time {slow}: {shown}")
+        if not late:
+            return results
+    raise AssertionError(f"{what}: slow in each of {ATTEMPTS} attempts, the last time {late}")
 
 
 class Crowd:
     """crowd.py on the host."""
 
-    def __init__(self, mode: str, first: int, sources: int, each: int, path: str) -> None:
-        run = ["docker", "exec", "--interactive", HOST.name, "timeout", "100", "nice", "python3", "-c", CROWD, mode]
+    def __init__(self, mode: str, first: int, sources: int, each: int, path: str, seconds: float = 0) -> None:
+        run = ["docker", "exec", "--interactive", HOST.name, "timeout", "100", *LAST_OF_ALL]
+        run += ["python3", "-c", CROWD, mode, "--seconds", str(seconds)]
         numbers = ["--first", str(first), "--sources", str(sources), "--each", str(each)]
         self._process = subprocess.Popen(
             [*run, *numbers, path],
@@ -240,92 +279,130 @@ def test_slow_clients_hold_up_nobody() -> None:
             "-u",
             "http://chat.test/",
         ]
-        return re.sub(r"\x1b\[[0-9;]*m", "", HOST.run("timeout", "40", *command, check=False))
+        return re.sub(r"\x1b\[[0-9;]*m", "", HOST.run("timeout", "40", *LAST_OF_ALL, *command, check=False))
 
     def attack() -> dict[str, str]:
         with ThreadPoolExecutor() as threads:
             return dict(zip(SLOW, threads.map(one, SLOW), strict=True))
 
-    for way, told in unharmed("slow headers, bodies and reads", attack).items():
+    (found,) = unharmed("slow headers, bodies and reads", attack, rounds=1, seconds=8)
+    for way, told in found.items():
         assert re.search(r"service available: +YES", told), f"{way}: {told[-1500:]}"
 
 
 # ---- floods -------------------------------------------------------------------------------------------------------
 
 
+# Beside those that Nginx lets wait, wrk's 400 connections ask each five times a second.
+FLOOD = "function delay() return 200 end"
+
+
 def test_a_flood_from_one_address_is_cut_to_its_rate() -> None:
-    seconds = 5
+    HOST.run("tee", "/tmp/flood.lua", stdin=FLOOD)
 
     def attack() -> str:
         path = f"/?flood={time.monotonic_ns()}"
-        # Least of all for the processor: it stands for a machine elsewhere.
-        command = ["nice", "-n", "19", "wrk", "-t", "1", "-c", "400", "-d", f"{seconds}s", f"http://chat.test{path}"]
-        print(re.findall(r"Requests/sec: +[0-9.]+", HOST.run("timeout", "30", *command)))
+        load = ["wrk", "-t", "1", "-c", "400", "-d", f"{WINDOW_SECONDS}s", "-s", "/tmp/flood.lua"]
+        HOST.run("timeout", "30", *LAST_OF_ALL, *load, f"http://chat.test{path}")
         return path
 
-    path = unharmed("request flood", attack)
-    wait_for("Nginx to flush its log", lambda: statuses_of(path)[429] > 0)
-    statuses = statuses_of(path)
-    print(dict(statuses))
-    # 50 a second and what waits its turn: no more, and not none.
-    assert 50 < statuses[200] <= 50 * (seconds + 2) + 250, statuses
-    assert statuses[429] > statuses[200]
-    assert set(statuses) <= {200, 429, 499}
+    paths = unharmed("request flood", attack)
+    wait_for("Nginx to flush its log", lambda: statuses_of(paths[-1])[429] > 0)
+    for path in paths:
+        statuses = statuses_of(path)
+        print(dict(statuses))
+        assert sum(statuses.values()) > 10 * RATE * WINDOW_SECONDS, "no flood"
+        # What goes on at once and what waits its turn: no more, and not none. The second is what starting and ending may take.
+        assert RATE < statuses[200] <= AT_ONCE + RATE * (WINDOW_SECONDS + 1)
+        assert set(statuses) <= {200, 429, 499}
 
 
 def test_a_flood_of_handshakes_is_cut_to_its_rate() -> None:
-    sources = iter(range(1, 10))
+    sources = iter(range(1, 1 + ROUNDS * ATTEMPTS))
+    sent = 20 * RATE * WINDOW_SECONDS
 
-    def attack() -> tuple[dict[str, int], float]:
-        start = time.monotonic()
-        crowd = Crowd("open", next(sources), 1, 2000, "/ws/health/")
-        statuses: dict[str, int] = json.loads(crowd.result())
-        seconds = time.monotonic() - start
+    def attack() -> dict[str, Any]:
+        crowd = Crowd("flood", next(sources), 1, sent, "/ws/health/", WINDOW_SECONDS)
+        told: dict[str, Any] = json.loads(crowd.result())
         crowd.end()
-        return statuses, seconds
+        return told
 
-    statuses, seconds = unharmed("handshake flood", attack)
-    print(statuses, f"in {seconds:.1f} s")
-    # Fifty at once, then fifty a second.
-    assert seconds > (statuses["101"] - 50) / 50 - 1
-    # No more than one client may have open, of the 550 that its rate lets in.
-    assert 400 <= statuses["101"] <= SOCKETS
-    assert statuses["429"] == 2000 - statuses["101"]
+    for told in unharmed("handshake flood", attack):
+        print(told)
+        answers, seconds = Counter(told["answers"]), told["seconds"]
+        assert sent / seconds > 10 * RATE, "no flood"
+        assert RATE < answers["101"] <= AT_ONCE + RATE * (seconds + 1)
+        # All others but those that wait their turn, of which there are as many as the burst.
+        assert answers["429"] >= sent - answers["101"] - 500 - AT_ONCE
+        assert (set(answers), told["failed"]) == ({"101", "429"}, 0)
 
 
-def test_idle_sockets_up_to_the_limit_of_each_client() -> None:
+def test_ten_thousand_idle_sockets_up_to_the_limit_of_each_client() -> None:
+    before, quiet = processes(), calm(2 * WINDOW_SECONDS)
+    free = memories()
     crowd = Crowd("wait", 20, IDLE_CLIENTS, SOCKETS, "/ws/health/")
-    assert json.loads(crowd.result()) == {"101": IDLE_CLIENTS * SOCKETS}
-    # By its end the rate of handshakes is no reason for a refusal any more.
-    unharmed(f"{IDLE_CLIENTS * SOCKETS} idle sockets", lambda: time.sleep(5))  # a span of measuring, not a wait
+    sockets = IDLE_CLIENTS * SOCKETS
+    assert json.loads(crowd.result()) == {"101": sockets}
+    what = f"{sockets} idle sockets"
+    for _ in range(ATTEMPTS):
+        loud, _nothing = measure(lambda: time.sleep(2 * WINDOW_SECONDS))  # a span of measuring, not a wait
+        late = slow(what, quiet, loud)
+        if not late:
+            break
+    taken = memories()
+    each = {name: (taken[name] - free[name]) // sockets for name in SOCKET_BYTES}
+    print(f"bytes of each: {each}")
+    # By now the rate of handshakes is no reason for a refusal any more.
     one_more, another = Crowd("open", 20, 1, 1, "/ws/health/"), Crowd("open", 60, 1, 1, "/ws/health/")
     refused, welcome = json.loads(one_more.result()), json.loads(another.result())
     for one in (crowd, one_more, another):
         one.end()
+    assert not late, f"slow in each of {ATTEMPTS} windows"
     assert (refused, welcome) == ({"429": 1}, {"101": 1})
+    assert processes() == before, "something was restarted"
+    for name, most in SOCKET_BYTES.items():
+        assert each[name] < most, f"{name}: {each[name]} bytes a socket"
 
 
 # ---- frames -------------------------------------------------------------------------------------------------------
 
 
+def outcome(fragments: list[str]) -> str:
+    with SITE.websocket("/ws/health/", max_size=None) as connection:
+        try:
+            connection.send(fragments[0] if len(fragments) == 1 else iter(fragments))
+            return str(receive(connection, "error")["code"])
+        except (ConnectionClosed, ConnectionError):
+            return "closed"
+
+
+MESSAGES = {
+    "the app's own answer": (["x" * (MESSAGE_BYTES - 1024)], "too_long"),
+    "one too long": (["x" * (MESSAGE_BYTES + 1)], "closed"),
+    "as long in parts": (["x" * 1024] * 1020, "too_long"),
+    "too long in parts": (["x" * 1024] * 1030, "closed"),
+    "empty fragments": ([""] * 5000 + ["{}"], "type_missing"),
+}
+
+
+def send_frames() -> None:
+    """Send each at an even rate: what a message costs Daphne is its own, and not what is measured here."""
+    start = time.monotonic()
+    for number, (what, (fragments, wanted)) in enumerate(MESSAGES.items()):
+        time.sleep(max(0, start + number * WINDOW_SECONDS / len(MESSAGES) - time.monotonic()))  # a rate, not a wait
+        assert outcome(fragments) == wanted, what
+
+
+def step_back() -> None:
+    """Let the guest go first; not as LAST_OF_ALL, which outside the host would mean after all that the machine does."""
+    os.nice(10)
+
+
 def test_messages_end_at_one_mebibyte() -> None:
-    def outcome(fragments: list[str]) -> str:
-        with SITE.websocket("/ws/health/", max_size=None) as connection:
-            try:
-                connection.send(fragments[0] if len(fragments) == 1 else iter(fragments))
-                return str(receive(connection, "error")["code"])
-            except (ConnectionClosed, ConnectionError):
-                return "closed"
-
-    def attack() -> None:
-        for _ in range(5):
-            assert outcome(["x" * (MESSAGE_BYTES - 1024)]) == "too_long", "the app's own answer"
-            assert outcome(["x" * (MESSAGE_BYTES + 1)]) == "closed"
-            assert outcome(["x" * 1024] * 1020) == "too_long"
-            assert outcome(["x" * 1024] * 1030) == "closed", "in parts it is as long"
-            assert outcome([""] * 5000 + ["{}"]) == "type_missing", "empty fragments"
-
-    unharmed("frames", attack)
+    # In a process of its own: making and masking so much would hold up the guest's threads.
+    with ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:
+        elsewhere.submit(step_back).result()
+        unharmed("frames", lambda: elsewhere.submit(send_frames).result())
 
 
 # ---- an app that is slow itself -----------------------------------------------------------------------------------
@@ -344,7 +421,7 @@ def test_a_slow_view_holds_up_neither_files_nor_health_nor_websockets() -> None:
     answers = json.loads(crowd.result())
     crowd.end()
     print("\nslow view: p99 in ms: " + ", ".join(f"{kind} {p99(times) * 1000:.0f}" for kind, times in seconds.items()))
-    assert max(map(p99, seconds.values())) < FLOOR_SECONDS, seconds
+    assert max(map(p99, seconds.values())) < SOON_SECONDS, seconds
     statuses = Counter(status for status, _, _ in answers)
     print(dict(statuses))
     # Sixteen are worked at and the others wait; who comes when 256 are there hears at once to come back later.

@@ -29,7 +29,6 @@ HELLO = Site(HOST, "hello.test")
 HELLO_A = Site(HOST, "a.hello.test")
 ECHO = Site(HOST, "echo.test")
 
-CONVERGE = "molecule/roles/converge.yml"
 BARE = "molecule/roles/bare.yml"
 
 # The services of each app, as systemd knows them.
@@ -473,7 +472,7 @@ def test_a_changed_setting_restarts_its_own_app_alone_and_refuses_nobody() -> No
     setting = ("--extra-vars", f"hello_a_workers={count}")
     with ECHO.websocket("/") as connection, asking(HELLO_A) as answers:
         assert echoes(connection, "before")
-        played = play_well(CONVERGE, *setting)
+        played = play_well(BARE, *setting)
         # Opened before the change of another app, and still there.
         assert echoes(connection, "after")
     assert {answer.status for answer in answers} == {200}
@@ -488,7 +487,7 @@ def test_a_changed_setting_restarts_its_own_app_alone_and_refuses_nobody() -> No
     assert len(workers("gunicorn-hello_a.service")) == count
 
     # The same again.
-    played = play_well(CONVERGE, *setting)
+    played = play_well(BARE, *setting)
     assert played.changed == 0, played.changed_tasks
     assert processes() == after
 

@@ -1,7 +1,8 @@
 """The canary test: secrets of known texts go through every role and are found nowhere (Molecule scenario secrets).
 
-First all that could show one is done while the processes are watched: a check, a change of all secrets in Vault, a build and a switch that
-fail, two rotations, a refusal; all at -vvv and with --diff. Then it is looked for in what was printed, and on host and controller.
+First all that could show one is done while the processes are watched: a check, a change of all secrets in Vault and to a password for the
+database, a build and a switch that fail, two rotations, a refusal; all at -vvv and with --diff. Then it is looked for in what was
+printed, and on host and controller.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import pytest
 from canaries import Sightings, files_with, local_files_with, readers, seen_in, watched
@@ -33,6 +38,39 @@ connection = socket.socket(socket.AF_UNIX)
 connection.connect(sys.argv[1])
 connection.sendall(b"GET / HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n")
 print(connection.makefile("rb").read().split(b"\\r\\n\\r\\n")[1].decode())
+"""
+
+
+# Says which logins the sessions of chat's database have, as often as it can, until its standard input ends.
+SESSIONS = """
+import json, psycopg2, select, sys
+connection = psycopg2.connect(dbname="postgres", user="postgres")
+connection.autocommit = True
+cursor, seen = connection.cursor(), set()
+print("ready", flush=True)
+while not select.select([sys.stdin], [], [], 0.02)[0]:
+    cursor.execute("SELECT ARRAY(SELECT DISTINCT usename::text FROM pg_stat_activity WHERE datname = 'chat' ORDER BY 1)")
+    seen.add(tuple(cursor.fetchone()[0]))
+print(json.dumps(sorted(seen)))
+"""
+
+# Logs in with what standard input says, and once more each time that it is told to; the first session is asked each time, too.
+LOG_IN = """
+import json, psycopg2, sys
+parameters = json.loads(sys.stdin.readline())
+first = None
+for line in sys.stdin:
+    answer = {}
+    for name in ("first", "another"):
+        try:
+            session = first if first and name == "first" else psycopg2.connect(dbname="chat", **parameters)
+            first = first or session
+            with session, session.cursor() as cursor:
+                cursor.execute("SELECT session_user, current_user, (SELECT count(*) FROM chat_message)")
+                answer[name] = list(cursor.fetchone()[:2])
+        except psycopg2.Error as error:
+            answer[name] = str(error)
+    print(json.dumps(answer), flush=True)
 """
 
 
@@ -56,6 +94,11 @@ class Evidence:
     redis_since: str = ""
     # After the rotation of the key, and after the first change behind the end of the old one's time.
     rotated: Accepted = field(default_factory=Accepted)
+    # What was answered all along the change to a password, by how often; and the password before its rotation.
+    answers: dict[str, int] = field(default_factory=dict)
+    # Logins of the sessions while chat went back to peer authentication and forth again.
+    way_back: set[tuple[str, ...]] = field(default_factory=set)
+    password: str = ""
     ended: Accepted = field(default_factory=Accepted)
 
 
@@ -110,6 +153,91 @@ def now(signed: str) -> Accepted:
     return Accepted(told, site("chat").get(f"/canaries/unsign?signed={signed}").json["good"])
 
 
+@contextmanager
+def asked_all_along() -> Iterator[dict[str, int]]:
+    """Ask chat for its health all the time; counts how often each answer came."""
+    answers: dict[str, int] = {}
+    end = threading.Event()
+
+    def ask() -> None:
+        while not end.is_set():
+            try:
+                answer = site("chat").get("/healthz")
+                told = f"{answer.status} {answer.json['database']}" if answer.status == 200 else str(answer.status)
+            except (OSError, ValueError, HTTPException) as error:
+                told = type(error).__name__
+            answers[told] = answers.get(told, 0) + 1
+            end.wait(0.1)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        end.set()
+        thread.join()
+
+
+@contextmanager
+def sessions() -> Iterator[set[tuple[str, ...]]]:
+    """Watch who is logged in to chat's database; which logins there were at the same moment is there at the end."""
+    command = ["docker", "exec", "--interactive", HOST.name, "python3", "-c", SESSIONS]
+    seen: set[tuple[str, ...]] = set()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdin
+        assert watcher.stdout
+        assert watcher.stdout.readline() == "ready\n"
+        try:
+            yield seen
+        finally:
+            watcher.stdin.close()
+            seen.update(tuple(logins) for logins in json.loads(watcher.stdout.read()))
+
+
+@dataclass
+class Client:
+    """Who logs in to chat's database once more each time it is asked, and keeps the first session."""
+
+    process: subprocess.Popen[str]
+
+    def ask(self) -> dict[str, Any]:
+        """Return what becomes of the first session and of a new one: the login and the role that acts, or the error."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+
+@contextmanager
+def client(process_user: str, **parameters: str) -> Iterator[Client]:
+    """Log in as a user of the system; the password goes by standard input."""
+    command = ["docker", "exec", "--interactive", "--user", process_user, HOST.name, "python3", "-c", LOG_IN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        process.stdin.write(json.dumps({"host": "/var/run/postgresql", **parameters}) + "\n")
+        yield Client(process)
+        process.stdin.close()
+
+
+def backends() -> set[str]:
+    """Return the processes of the sessions that the app has with its present login."""
+    query = "SELECT pid FROM pg_stat_activity WHERE datname = 'chat' AND usename = 'chat_2'"
+    return set(HOST.run("psql", "-U", "postgres", "-Atc", query).split())
+
+
+def back_and_forth() -> None:
+    """Go back to the generation before, and forth again."""
+    newest = HOST.current("chat")
+    HOST.quintet("rollback", "chat")
+    assert HOST.current("chat") != newest
+    health = site("chat").get("/healthz").json
+    assert (health["channel_layer"], health["database"]) == ("ok", "ok")
+    HOST.quintet("activate", "chat", newest)
+    assert HOST.current("chat") == newest
+
+
 def end_the_time_of_fallbacks() -> None:
     """Date back the end of the time of chat's old keys."""
     store = "/etc/quintet/chat/rotations.json"
@@ -148,15 +276,20 @@ def evidence(vault_password: None) -> Evidence:
 
     chat = ("-e", "app=chat")
     run("check", "playbooks/deploy.yml", "--check", *chat)
-    run("change", "playbooks/deploy.yml")
+    (HOME / "database_login").write_text("password")
+    with asked_all_along() as found.answers:
+        run("change", "site.yml")
+    with sessions() as found.way_back:
+        back_and_forth()
     run("failing build", "playbooks/deploy.yml", *chat, "-e", "fault=build")
     run("failing switch", "playbooks/deploy.yml", *chat, "-e", "fault=probe")
     run("rotation", "playbooks/rotate.yml", *chat, "-e", "secret=SECRET_KEY")
     found.rotated = now(found.signed)
     end_the_time_of_fallbacks()
-    run("rotation of Redis", "playbooks/rotate.yml", *chat, "-e", "secret=channel_layer")
+    found.password = generated("chat")["DATABASE_PASSWORD"]
+    run("rotation of passwords", "playbooks/rotate.yml", *chat, "-e", "secret=channel_layer,database")
     found.ended = now(found.signed)
-    run("second converge", "site.yml", "--check", "--tags", "redis")
+    run("second converge", "site.yml", "--check", "--tags", "redis,postgresql")
     run("refusal", "molecule/secrets/refused.yml")
     return found
 
@@ -168,18 +301,22 @@ def test_the_runs_did_what_they_were_meant_to(evidence: Evidence) -> None:
     assert "told to fail" in evidence.played["failing build"].output
     assert "instead of 418" in evidence.played["failing switch"].output
     assert "Validation of arguments failed" in evidence.played["refusal"].text
-    # Chat's three secrets before and after, plain's two and one of them before, those of two services; and the administrator of Redis.
-    assert len(evidence.canaries) == 12
+    # Chat's four secrets before and after, plain's two and one of them before, those of two services; and the administrator of Redis.
+    assert len(evidence.canaries) == 14
 
 
 def test_each_canary_is_in_use(evidence: Evidence) -> None:
     values = {app: generated(app) for app in APPS}
     given = from_vault()
     chat, plain = (site(app).get("/canaries/digests").json for app in APPS)
-    assert {name: chat["credentials"][name] for name in ("SECRET_KEY", "CHANNEL_LAYER_PASSWORD", "MAIL_PASSWORD")} == {
+    password = values["chat"]["DATABASE_PASSWORD"]
+    assert chat["credentials"] == {
         "SECRET_KEY": digest(values["chat"]["SECRET_KEY"]),
         "CHANNEL_LAYER_PASSWORD": digest(values["chat"]["CHANNEL_LAYER_PASSWORD"]),
         "MAIL_PASSWORD": digest(given["mail"]),
+        "DATABASE_PASSWORD": digest(password),
+        # In which the search would find the password.
+        "DATABASE_URL": digest(f"postgresql://chat_2:{password}@%2Fvar%2Frun%2Fpostgresql/chat"),
     }
     assert chat["environment"] == {}
     assert chat["secret_key"] == chat["credentials"]["SECRET_KEY"]
@@ -336,43 +473,79 @@ def test_a_fallback_ends_with_its_time(evidence: Evidence) -> None:
     assert not evidence.ended.is_good
 
 
-def test_both_generations_reach_redis_meanwhile_and_rollback_works(evidence: Evidence) -> None:
+def test_a_password_for_the_database_comes_without_a_gap_and_goes_back_to_none(evidence: Evidence) -> None:
+    print(f"\nanswers during the change: {evidence.answers}")
+    assert evidence.answers.keys() == {"200 ok"}
+    assert evidence.answers["200 ok"] > 100
+    # By peer authentication and by password at the same moment.
+    assert ("chat", "chat_1") in evidence.way_back
+
+
+def test_both_generations_reach_redis_and_the_database_meanwhile_and_rollback_works(evidence: Evidence) -> None:
     assert redis_since() == evidence.redis_since
-    rotated = HOST.current("chat")
-    HOST.quintet("rollback", "chat")
-    assert HOST.current("chat") != rotated
-    # Its probe asks the channel layer, with the password from before.
-    assert site("chat").get("/healthz").json["channel_layer"] == "ok"
-    HOST.quintet("activate", "chat", rotated)
-    assert HOST.current("chat") == rotated
+    with sessions() as seen:
+        # Its probe asks the channel layer and the database, with the passwords from before.
+        back_and_forth()
+    print(f"\nlogins at the same moment: {sorted(seen)}")
+    assert ("chat_1", "chat_2") in seen
+
+
+def test_a_third_password_waits_for_the_first_ones_login(evidence: Evidence) -> None:
+    before = generated("chat")
+    played = play("playbooks/rotate.yml", "-e", "app=chat", "-e", "secret=database")
+    assert played.code != 0
+    assert "can have no new value yet" in played.text
+    assert generated("chat") == before
 
 
 def test_old_values_are_retired_and_nobody_is_disconnected(evidence: Evidence) -> None:
-    before = HOST.current("chat")
-    with site("chat").websocket("/ws/rooms/lobby/") as connection:
+    before, connected = HOST.current("chat"), backends()
+    old, new = evidence.password, generated("chat")["DATABASE_PASSWORD"]
+    with (
+        site("chat").websocket("/ws/rooms/lobby/") as connection,
+        client("nobody", user="chat_1", password=old) as of_old,
+        client("nobody", user="chat_2", password=new) as of_new,
+        client("chat", user="chat") as without,
+    ):
         receive(connection, "history")
-        assert "no old value is good any more" in rotate("channel_layer", "-e", "retire=true").text
+        # Whoever logs in acts as the owner.
+        assert of_old.ask() == {"first": ["chat_1", "chat"], "another": ["chat_1", "chat"]}
+        assert without.ask() == {"first": ["chat", "chat"], "another": ["chat", "chat"]}
+        assert "no old value is good any more" in rotate("channel_layer,database", "-e", "retire=true").text
         text = f"still here {uuid.uuid4()}"
         connection.send(json.dumps({"type": "message", "ref": str(uuid.uuid4()), "text": text}))
         assert receive(connection, "message")["text"] == text
+        for gone, login, why in (
+            (of_old, "chat_1", "password authentication failed"),
+            (without, "chat", "not permitted to log in"),
+        ):
+            told = gone.ask()
+            assert told["first"] == [login, "chat"]
+            assert why in told["another"]
+        assert of_new.ask()["another"] == ["chat_2", "chat"]
+    assert connected
+    assert connected <= backends()
     assert (redis_since(), HOST.current("chat")) == (evidence.redis_since, before)
     users = HOST.run("cat", "/etc/redis-chat/users.acl")
     assert f"user chat on #{digest(generated('chat')['CHANNEL_LAYER_PASSWORD'])} ~" in users
+    with client("nobody", user="chat_2", password=old) as guessing, client("chat", user="chat_2") as nameless:
+        assert "password authentication failed" in guessing.ask()["another"]
+        assert "no password supplied" in nameless.ask()["another"]
 
 
 @pytest.mark.parametrize(
-    ("secret", "told"),
+    ("app", "secret", "told"),
     [
-        ("database", "there is no password to rotate"),
-        ("MAIL_PASSWORD", "has the value of this secret from the inventory"),
-        ("NO_SUCH", "has no such secret"),
-        ("", "which secret?"),
+        ("plain", "database", "there is no password to rotate"),
+        ("chat", "MAIL_PASSWORD", "has the value of this secret from the inventory"),
+        ("chat", "NO_SUCH", "has no such secret"),
+        ("chat", "", "which secret?"),
     ],
 )
-def test_what_cannot_be_rotated_is_told_and_changes_nothing(secret: str, told: str) -> None:
-    before = HOST.run("find", "/etc/quintet/chat", "-printf", "%p %T@\n")
-    played = play("playbooks/rotate.yml", "-e", "app=chat", "-e", f"secret={secret}")
+def test_what_cannot_be_rotated_is_told_and_changes_nothing(app: str, secret: str, told: str) -> None:
+    before = HOST.run("find", f"/etc/quintet/{app}", "-printf", "%p %T@\n")
+    played = play("playbooks/rotate.yml", "-e", f"app={app}", "-e", f"secret={secret}")
     assert played.code != 0
     assert told in played.text
     assert "Nothing was changed" in played.text
-    assert HOST.run("find", "/etc/quintet/chat", "-printf", "%p %T@\n") == before
+    assert HOST.run("find", f"/etc/quintet/{app}", "-printf", "%p %T@\n") == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 FACTS = {"os_family": "Debian", "processor_nproc": 2, "memtotal_mb": 4096}
 
 
+# Reading YAML takes longer than rendering a template with it.
+@cache
 def load(path: Path) -> dict[str, Any]:
     """Return the variables of a YAML file, whose texts are templates; empty when there is no such file."""
     content: dict[str, Any] = DataLoader().load_from_file(str(path), trusted_as_template=True) if path.exists() else {}

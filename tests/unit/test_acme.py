@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import fcntl
 import json
+import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -287,3 +290,46 @@ def test_the_dates_are_openssls(tmp_path: Path) -> None:
     subprocess.run([*command, "-out", str(tmp_path / "x.pem")], check=True, capture_output=True)
     begin, end = acme.Programs().dates(tmp_path / "x.pem")
     assert end - begin == 90 * DAY
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_certificate_that_has_ended_or_is_gone_is_asked_for_again(
+    layout: acme.Layout, system: Fake, capsys: pytest.CaptureFixture[str], lost: bool
+) -> None:
+    """As of a site that had none of ACME's for a while, and has again."""
+    run(layout, system, capsys, "issue", "shop")
+    system.life = (NOW - 90 * DAY, NOW + DAY)
+    assert run(layout, system, capsys, "issue", "shop") == (0, [], ""), "what is only due is the timer's part"
+    if lost:
+        shutil.rmtree(layout.state / "live/shop")
+    else:
+        system.life = (NOW - 90 * DAY, NOW)
+    assert run(layout, system, capsys, "issue", "shop") == (0, ["shop"], "")
+    assert ("--force-renewal" in system.asked[1]) is not lost
+    assert system.shown["shop"] == b"shop 2"
+
+
+@pytest.mark.parametrize("command", [("issue", "shop"), ("renew",)])
+def test_certbot_runs_once_at_a_time(
+    layout: acme.Layout,
+    system: Fake,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: Sequence[str],
+) -> None:
+    tries = []
+    certbot = system.certbot
+
+    def look_and_ask(arguments: Sequence[str], bundle: str) -> tuple[bool, str]:
+        descriptor = os.open(layout.state, os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            tries.append(arguments)
+        finally:
+            os.close(descriptor)
+        return certbot(arguments, bundle)
+
+    monkeypatch.setattr(system, "certbot", look_and_ask)
+    run(layout, system, capsys, *command)
+    assert len(tries) == 1

@@ -53,6 +53,16 @@ def test_a_good_app_has_no_problems() -> None:
         ({"wsgi": "config.wsgi"}, "django_apps[0].wsgi: 'config.wsgi' names no application."),
         ({"environment": {"A-B": "1"}}, "django_apps[0].environment: 'A-B' can't name a variable."),
         ({"environment": {"A": "1\n2"}}, "django_apps[0].environment.A: is not one line of text."),
+        ({"secrets": {"A": "1\r"}}, "django_apps[0].secrets.A: is not one line of text."),
+        (
+            {"secrets": {"SECRET_KEY": None}},
+            'secrets.SECRET_KEY: says nothing. Write "" for a secret that is generated',
+        ),
+        ({"environment": {"A": None}}, 'environment.A: says nothing. Write "" for an empty text, or remove it.'),
+        (
+            {"secrets": {"JWT_KEY": ""}, "secret_fallbacks": {"names": ["SECRET_KEY", "JTW_KEY"]}},
+            "django_apps[0].secret_fallbacks.names: 'JTW_KEY' is none of the app's secrets",
+        ),
         ({"environment": {"STATIC_ROOT": "/"}}, "environment.STATIC_ROOT: the roles set this variable themselves."),
         ({"environment": {"K": "1"}, "secrets": {"K": "2"}}, "django_apps[0].environment.K: is in secrets too."),
         ({"tls": "on"}, "django_apps[0]: value of tls must be one of: off, self_signed, provided, acme"),
@@ -78,6 +88,8 @@ def test_a_good_app_has_no_problems() -> None:
         ({"workers": [{**MAIL, "command": "a\nb"}]}, "django_apps[0].workers[0].command: is not one line."),
         ({"workers": [{**MAIL, "command": " "}]}, "django_apps[0].workers[0].command: is not one line."),
         ({"workers": [{**MAIL, "memory_max": "much"}]}, "workers[0].memory_max: 'much' is no amount of memory."),
+        ({"workers": [{**MAIL, "memory_max": "0"}]}, "workers[0].memory_max: '0' is no amount of memory."),
+        ({"workers": [{**MAIL, "memory_max": "250%"}]}, "workers[0].memory_max: '250%' is no amount of memory."),
         ({"workers": [{**MAIL, "tasks_max": 0}]}, "workers[0].tasks_max: 0 lets nothing run."),
         (
             {"timers": [{**NIGHTLY, "oom_score_adjust": 1001}]},
@@ -137,6 +149,20 @@ def test_a_domain_belongs_to_one_app() -> None:
 def test_two_apps_cannot_share_a_name_or_a_user() -> None:
     assert "django_apps[1].name: 'shop' is already the name of django_apps[0]" in said(SHOP, {**SHOP, "domains": []})
     assert "django_apps[1].user: 'shop' is already" in said(SHOP, {**SHOP, "name": "b", "user": "shop", "domains": []})
+
+
+def test_the_user_of_an_app_has_no_power_over_another() -> None:
+    # It would be the owner of the other's database, or write its next code.
+    blog = {**SHOP, "name": "blog", "domains": []}
+    for user, words in (
+        ("shop", "django_apps[1].user: 'shop' is who owns the database of django_apps[0]. Choose another user."),
+        (
+            "web-build",
+            "django_apps[1].user: 'web-build' is who builds the code of django_apps[0]. Choose another user.",
+        ),
+    ):
+        assert words in said({**SHOP, "user": "web"}, {**blog, "user": user})
+    assert said({**SHOP, "user": "web"}, {**blog, "user": "blog"}) == ""
 
 
 def test_the_logins_of_an_app_are_no_other_apps_roles() -> None:

@@ -92,15 +92,17 @@ def test_a_good_pair_has_no_problems() -> None:
         (
             "nowhere.pem",
             pem_of(KEY),
-            "nowhere.pem is no file on the controller. A relative path starts at the inventory",
+            "nowhere.pem is no text in PEM, and no file on the controller. A relative path starts at the inventory",
         ),
-        ("/", pem_of(KEY), "tls_certificate: / is no file on the controller"),
+        ("/", pem_of(KEY), "tls_certificate: / is no text in PEM, and no file on the controller"),
+        (GOOD, "a secret", "tls_key: what it says is no text in PEM, and no file on the controller."),
     ],
 )
 def test_what_nginx_or_a_browser_would_not_take_is_refused(certificate: str, key: str, words: str) -> None:
     found = said(certificate, key, directory="/nonexistent")
     assert words in found
     assert "PRIVATE KEY" not in found
+    assert "secret" not in found
 
 
 @pytest.mark.parametrize(
@@ -156,3 +158,16 @@ def test_apps_are_checked_with_their_domains_and_aliases_before_any_host_is_touc
     assert "django_apps[1].nginx.tls_certificate: doesn't cover 'old.example.org'" in found
     assert "a.nginx" not in found
     assert "www" not in found.replace("for shop.example.org, www", "")
+
+
+@pytest.mark.parametrize(
+    ("bundle", "error"),
+    [("", ""), (GOOD, ""), ("nowhere.pem", "FileNotFoundError"), ("-----BEGIN CERTIFICATE-----\nx\n", "ValueError")],
+)
+def test_who_has_signed_an_authoritys_directory_must_be_readable(bundle: str, error: str) -> None:
+    """Before any host is touched; the role alone asks in its site_validate.yml."""
+    nginx: dict[str, Any] = {"tls_acme_bundle": bundle}
+    apps = [{"tls": tls, "domains": NAMES, "aliases": [], "nginx": nginx} for tls in ("off", "acme")]
+    found = certificate_problems(apps, ["django_apps[0]", "django_apps[1]"], DataLoader(), "/nonexistent")
+    start = f"django_apps[1].nginx.tls_acme_bundle: no certificate can be read from it ({error}). Give a text in PEM"
+    assert [problem.startswith(start) for problem in found] == ([True] if error else [])

@@ -103,6 +103,8 @@ def test_surplus_processes_are_those_beyond_the_wanted_number() -> None:
         ({"app_name": "a-b"}, "daphne_app_name: 'a-b'"),
         ({"application": "echo"}, "daphne_application: 'echo'"),
         ({"processes": 0}, "daphne_processes: 0"),
+        ({"memory_max": "0"}, "daphne_memory_max: '0' is no amount of memory."),
+        ({"tasks_max": "lots"}, "daphne_tasks_max: 'lots' is no number of tasks."),
         ({"drain_seconds": -1}, "daphne_drain_seconds: -1"),
         ({"socket": "/run/x y"}, "daphne_socket"),
         ({"restart_on": ["echo.py"]}, "'echo.py' cannot stand in a unit"),

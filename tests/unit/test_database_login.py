@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rendering import ROOT
 from test_rotation import App, old
 
 NAME = "DATABASE_PASSWORD"
@@ -94,8 +97,8 @@ def test_what_serves_keeps_its_login_while_changes_fail(app: App) -> None:
     second = app.run(1, **PASSWORD, rotate=[NAME])
     assert logins(second) == {1: first["secrets"][NAME], 2: second["secrets"][NAME]}
     # Months later, retired, and asked for once more: that rotation has not come to its end.
-    for more in ({}, {"retire": [NAME]}, {"rotate": [NAME]}):
-        again = app.run(100, **PASSWORD, **more)
+    for rotate, retire in (([], []), ([], [NAME]), ([NAME], [])):
+        again = app.run(100, **PASSWORD, rotate=rotate, retire=retire)
         assert (again["blocked"], again["secrets"], logins(again)) == ({}, second["secrets"], logins(second))
     assert app.run(100, **PASSWORD, retire=[NAME])["used"] == [NAME]
 
@@ -184,3 +187,74 @@ def test_what_another_host_uses_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
     both(101, follows=True)
     assert logins(both(101, follows=True)) == {2: two}
     assert old(both(102, follows=True, rotate=[NAME]), NAME) == [two]
+
+
+PLAY: dict[str, Any] = {
+    "hosts": "app",
+    "gather_facts": False,
+    "tasks": [
+        {
+            "ansible.builtin.include_role": {"name": "quintet.django.django_app", "tasks_from": "prepare"},
+            "vars": {"django_app": {"name": "shop", "source": {"directory": "src"}, "database_login": "password"}},
+            "tags": ["postgresql"],
+        }
+    ],
+}
+
+
+class Hosts:
+    """Two hosts of an app, which are this machine, and the part of the role that keeps their secrets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        local = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+        hosts = {"all": {"children": {"app": {"hosts": {"a": local, "b": local}}}}}
+        (folder / "hosts.json").write_text(json.dumps(hosts))
+        (folder / "play.yml").write_text(json.dumps([PLAY]))
+
+    def play(self, **variables: Any) -> subprocess.CompletedProcess[str]:
+        """Run that part."""
+        place = f"{self.folder}/{{{{ inventory_hostname }}}}"
+        given = {"__django_app_settings": f"{place}/etc", "__django_app_home": f"{place}/srv", **variables}
+        command = ["ansible-playbook", "-i", f"{self.folder}/hosts.json", f"{self.folder}/play.yml"]
+        return subprocess.run(
+            [*command, "--tags", "postgresql", "-e", json.dumps(given)],
+            cwd=ROOT,
+            env={**os.environ, "ANSIBLE_NOCOLOR": "true"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def serve(self, host: str, revision: int) -> None:
+        """Let a generation with this revision serve on a host."""
+        manifest = self.folder / host / "srv/current/generation.json"
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_text(json.dumps({"revision": revision}))
+
+    def rotation(self, host: str) -> dict[str, Any]:
+        """Return what a host has of the password."""
+        rotation: dict[str, Any] = json.loads((self.folder / host / "etc/rotations.json").read_text())[NAME]
+        return rotation
+
+
+def test_a_host_that_stays_behind_keeps_its_login(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path)
+    assert hosts.play().returncode == 0
+    first = hosts.rotation("a")["value"]
+    for host in ("a", "b"):
+        hosts.serve(host, 1)
+    assert hosts.play(django_app_rotate=[NAME]).returncode == 0
+    hosts.serve("a", 2)
+    # The second host is on hold until long after the old password's time.
+    store = tmp_path / "a/etc/rotations.json"
+    store.write_text(store.read_text().replace('"until": "20', '"until": "19'))
+    played = hosts.play(django_app_rotate=[NAME])
+    assert played.returncode != 0
+    assert "can have no new value yet" in played.stdout
+    assert first not in played.stdout
+    assert [entry["value"] for entry in hosts.rotation("a")["old"]] == [first]
+    hosts.serve("b", 2)
+    assert hosts.play(django_app_rotate=[NAME]).returncode == 0
+    assert hosts.rotation("a") == hosts.rotation("b")
+    assert [entry["login"] for entry in [hosts.rotation("a"), *hosts.rotation("a")["old"]]] == [1, 2]

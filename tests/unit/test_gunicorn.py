@@ -73,6 +73,13 @@ def test_limits_are_shares_of_the_host_and_variables() -> None:
 
 def test_refuses_limits_that_systemd_could_not_read() -> None:
     assert "gunicorn_memory_max: 'much' is no amount of memory." in problems(memory_max="much")
+    # These, systemd drops without a word to the role, and starts the service without a limit.
+    for nothing in ("0", "0%", "0.0G", "101%", "much"):
+        assert f"gunicorn_memory_max: '{nothing}' is no amount of memory." in problems(memory_max=nothing)
+    for none in (0, "lots", "-1"):
+        assert f"gunicorn_tasks_max: '{none}' is no number of tasks." in problems(tasks_max=none)
+    for good in ("", "1", "512M", "1.5G", "40%", "100%", "0.5%", "infinity"):
+        assert problems(memory_max=good, tasks_max="infinity" if good else "") == ""
     assert "gunicorn_oom_score_adjust: '2000' is no rank" in problems(oom_score_adjust=2000)
 
 

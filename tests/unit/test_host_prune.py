@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from ansible_collections.quintet.django.plugins.modules import app_environment
 from host_support import A, B, C, D, E, F, Machine, machine, slept_for
 from quintet_host import pool
 from quintet_host.generation import load
@@ -112,6 +113,25 @@ def test_revisions_stay_while_one_does_not_say_which_it_uses(tmp_path: Path) -> 
     for number in (1, 2):
         (revisions(here) / str(number)).mkdir(parents=True)
     assert prune(here.host, "shop").revisions == []
+
+
+def test_secrets_that_a_killed_run_has_half_written_go(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = here.layout.configuration("shop")
+    there = {path for path in directory.rglob("*") if path.is_file()}
+
+    def left() -> list[str]:
+        return [path.read_text() for path in directory.rglob("*") if path.is_file() and path not in there]
+
+    revisions(here).mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: None)
+        app_environment.write_private(directory / "secrets.json", "old")
+        app_environment.write_revision(revisions(here), 7, {"credentials/SECRET_KEY": "old"})
+    assert left() == ["old", "old"]
+    prune(slept_for(here, 60).host, "shop")
+    assert left() == ["old", "old"], "another run may be writing"
+    prune(here.host, "shop")
+    assert left() == []
 
 
 def test_links_inside_are_not_followed(here: Machine, tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import acme
 import pytest
+import rendering
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 from rendering import Role
@@ -16,13 +19,18 @@ ROLE = Path(__file__).parents[2] / "roles/nginx"
 SERVER = "unix:/run/shop/gunicorn.sock"
 
 
-def load(path: str) -> dict[str, Any]:
-    content: dict[str, Any] = DataLoader().load_from_file(str(ROLE / path), trusted_as_template=True)
-    return content
+def load(path: str) -> Any:
+    return rendering.load(ROLE / path)
 
 
 def render(template: str, **variables: Any) -> str:
     """Render a template of the role with its defaults, as a play would."""
+    return rendered(template, json.dumps(variables))
+
+
+@cache
+def rendered(template: str, variables: str) -> str:
+    """Render a template with variables as JSON; many tests look at the same text."""
     known = {
         **load("vars/main.yml"),
         **load("defaults/main.yml"),
@@ -32,7 +40,7 @@ def render(template: str, **variables: Any) -> str:
     }
     # By the lookup, as the role does: templates include others.
     looked_up = trust_as_template("{{ lookup('ansible.builtin.template', '" + template + "') }}")
-    return str(Templar(DataLoader(), variables={**known, **variables}).template(looked_up) or "")
+    return str(Templar(DataLoader(), variables={**known, **json.loads(variables)}).template(looked_up) or "")
 
 
 def site(**variables: Any) -> str:
@@ -394,8 +402,8 @@ def test_limits_are_made_for_an_office() -> None:
     for line in (
         "limit_req_zone $quintet_shop_request zone=shop-requests:10m rate=50r/s;",
         "limit_req_zone $quintet_shop_handshake zone=shop-handshakes:10m rate=50r/s;",
-        "limit_req zone=shop-requests burst=200 delay=50;",
-        "limit_req zone=shop-handshakes burst=500 delay=50;",
+        "limit_req zone=shop-requests burst=200 delay=10;",
+        "limit_req zone=shop-handshakes burst=500 delay=10;",
         "limit_conn shop-connections 100;",
         "limit_conn shop-files 1000;",
         "limit_conn shop-websockets 1000;",
@@ -430,6 +438,19 @@ def test_each_limit_can_be_set_and_left_out() -> None:
     assert "limit_req zone=shop-strict burst=4 nodelay;" in text
     for absent in ("handshakes", "shop-connections", "max_conns"):
         assert absent not in text
+
+
+@pytest.mark.parametrize(
+    ("burst", "at_once", "line"),
+    [
+        (0, 10, "limit_req zone=shop-requests;"),
+        (5, 0, "limit_req zone=shop-requests burst=5;"),
+        (5, 3, "limit_req zone=shop-requests burst=5 delay=3;"),
+        (5, 10, "limit_req zone=shop-requests burst=5 delay=5;"),
+    ],
+)
+def test_a_burst_waits_its_turn_but_for_a_few(burst: int, at_once: int, line: str) -> None:
+    assert line in app_site(nginx={"limit_requests_burst": burst, "limit_requests_at_once": at_once})
 
 
 @pytest.mark.parametrize(
@@ -540,6 +561,7 @@ def test_pages_of_errors_are_small_and_need_nothing_else() -> None:
         ({"limit_strict_paths": ["/login/"], "limit_strict": 0}, "would let none through"),
         ({"reserved_paths": ["/a b"]}, "'/a b' is no path"),
         ({"websocket_origins": ["https://a.example"]}, "'https://a.example' is no host name"),
+        ({"websocket_origins": ["*.a.example"]}, "'*.a.example' is no host name"),
         ({"security_headers": {"X-A": 'a"; }'}}, "cannot be a header"),
         ({"security_headers": {"X A": "b"}}, "cannot be a header"),
     ],
@@ -648,6 +670,21 @@ def test_who_asks_for_an_address_names_no_host_in_tls() -> None:
     assert "listen_tls_default" not in secure_site(domains=["10.example", "1.2.3.4.example"])
 
 
+@pytest.mark.parametrize(
+    ("domains", "aliases", "speaker"),
+    [
+        (["shop.example", "192.0.2.7"], ["www.shop.example"], "shop.example 192.0.2.7"),
+        (["shop.example"], ["www.shop.example", "192.0.2.7"], "www.shop.example 192.0.2.7"),
+        (["192.0.2.7"], ["192.0.2.8"], "192.0.2.7"),
+    ],
+)
+def test_one_server_of_a_site_speaks_for_an_address(domains: list[str], aliases: list[str], speaker: str) -> None:
+    # Nginx takes a second one for an error.
+    text = secure_site(domains=domains, aliases=aliases)
+    (server,) = [one for one in servers(text) if "include quintet/listen_tls_default.conf;" in one]
+    assert f"server_name {speaker};" in server
+
+
 def test_by_acme_the_authoritys_questions_are_answered_by_plain_http() -> None:
     for app in ({}, {"nginx": {"tls_redirect": 0}}):
         text = secure_site(tls="acme", **app)
@@ -656,6 +693,8 @@ def test_by_acme_the_authoritys_questions_are_answered_by_plain_http() -> None:
         assert "root /var/lib/quintet-edge/challenges;" in challenge
     # Maintenance lasts for days at times.
     assert "if ($uri ~ ^/(quintet-errors|[.]well-known/acme-challenge)/) {" in text
+    # Where the server has no such place itself, the path leads to the app, which is closed.
+    assert "acme-challenge" not in servers(secure_site(tls="acme"))[-1]
     assert "acme-challenge" not in secure_site()
 
 
@@ -764,6 +803,14 @@ def test_unknown_names_are_refused_before_a_certificate_is_shown() -> None:
     assert "listen 443 quic reuseport;" in text
 
 
+@pytest.mark.parametrize("template", ["http.conf.j2", "unknown_tls.conf.j2"])
+def test_workers_have_queues_of_their_own_by_choice(template: str) -> None:
+    for chosen in (False, True):
+        text = render(template, __nginx_build=TRIXIE, nginx_reuseport=chosen, ansible_facts=IPV6)
+        listens = re.findall("^ *listen .*backlog=4096( reuseport)?;", text, re.M)
+        assert listens == [" reuseport" if chosen else ""] * 2
+
+
 def test_the_profiles_are_mozillas() -> None:
     new = render("tls.conf.j2", __nginx_build=TRIXIE, profile="intermediate")
     assert "ssl_protocols TLSv1.2 TLSv1.3;" in new
@@ -836,3 +883,67 @@ def test_a_site_for_nobody_is_refused(clients: list[str], fault: str) -> None:
     }
     told = render("site_faults.j2", **given, nginx_site_tls="mutual", nginx_site_tls_clients=clients)
     assert fault in told
+
+
+def test_what_counts_a_request_leaves_captures_of_locations_alone() -> None:
+    # Nginx has one set of $1 … for a request: that of the last expression. Each of these is worked out once.
+    text = site(limit_strict_paths=["/login/"], extra="location ~ ^/al/(.*)$ {\n    alias /srv/al/$1;\n}")
+    worked_out = text.index("set $quintet_counted ")
+    # A closed site's page is counted as nothing, so not before.
+    assert text.index("return 503;") < worked_out
+    line = text[worked_out:].partition("\n")[0]
+    keys = re.findall(r"^limit_(?:req|conn)_zone (\S+)", text, re.M)
+    assert len(keys) == len(set(keys)) + 1, "requests are counted twice: by rate and by number"
+    assert all(key in line for key in keys)
+
+
+def test_a_limit_may_have_no_burst() -> None:
+    # Nginx: invalid burst value "burst=0".
+    text = site(
+        limit_requests_burst=0,
+        limit_handshakes_burst=0,
+        limit_strict_burst=0,
+        limit_strict_paths=["/login/"],
+        websocket_servers=[{"server": "unix:/run/shop/daphne.sock"}],
+    )
+    assert re.findall(r"^ *limit_req (.*);$", text, re.M) == [
+        "zone=shop-requests",
+        "zone=shop-handshakes",
+        "zone=shop-strict",
+    ]
+
+
+def test_keys_are_made_in_directories_that_are_closed_already() -> None:
+    # The module gives a new key the mode that its umask says, and 0600 only then.
+    tasks = load("tasks/site_self_signed.yml")
+    kinds = [(task, name) for task in tasks for name in task if name.endswith((".write_files", ".openssl_privatekey"))]
+    closed: set[str] = set()
+    made = []
+    for task, kind in kinds:
+        if kind.endswith(".write_files"):
+            closed |= {one["path"] for one in task[kind]["directories"] if one.get("mode") == "0700"}
+        else:
+            made.append(task[kind]["path"])
+            assert task[kind]["path"].rpartition("/")[0] in closed
+    assert len(made) == 2
+
+
+def test_a_site_that_is_gone_leaves_nothing_of_its_own() -> None:
+    role = Role("nginx", nginx_site_name="shop")
+    leftovers = role.evaluate("__nginx_site_leftovers")
+    assert role.evaluate("__nginx_tls_directory") + "/shop" in leftovers
+    # A site that comes back under the name would be closed.
+    assert role.evaluate("__nginx_maintenance_file") in leftovers
+    state = acme.Layout().state
+    known = [state / "live/shop", state / "archive/shop", state / "renewal/shop.conf", state / "shop.asked"]
+    assert {str(path) for path in known} <= set(leftovers)
+    tree, gone = load("tasks/site_configure.yml")
+    assert "quintet.django.nginx_tree" in tree
+    assert gone["loop"] == "{{ __nginx_site_leftovers }}"
+    assert gone["when"] == "nginx_site_state == 'absent'"
+
+
+def test_the_host_asks_by_itself_where_the_first_certificate_does_not_come() -> None:
+    timer, issue = load("tasks/site_acme.yml")
+    assert timer["ansible.builtin.systemd_service"]["name"] == "quintet-acme.timer"
+    assert "issue" in issue["ansible.builtin.command"]["argv"]

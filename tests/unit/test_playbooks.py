@@ -34,7 +34,7 @@ def test_a_loop_over_apps_shows_no_item(playbook: Path) -> None:
 
 
 ENTRY = {"domains": ["x.test"], "source": {"directory": "/x"}}
-APPS = [
+APPS: list[dict[str, Any]] = [
     {**ENTRY, "name": "peer"},
     {**ENTRY, "name": "none", "database": False},
     {**ENTRY, "name": "word", "database_login": "password"},
@@ -54,7 +54,8 @@ def play(playbook: str, name: str) -> dict[str, Any]:
 
 
 def evaluate(text: Any, **variables: Any) -> Any:
-    hosts = {"web2": {}, "web1": {"django_app_rotations": ROTATIONS}}
+    unused: dict[str, list[str]] = {str(app["name"]): [] for app in APPS}
+    hosts: dict[str, Any] = {"web2": {}, "web1": {"django_app_rotations": ROTATIONS, "django_app_unused": unused}}
     derived = DataLoader().load_from_file(str(FOLDER / "vars/topology.yml"), trusted_as_template=True)
     known = {"django_apps": APPS, "groups": {"app": [*hosts]}, "hostvars": hosts, **derived, **variables}
     return Templar(DataLoader(), variables=known).template(trust_as_template(str(text)))
@@ -86,9 +87,11 @@ def test_on_another_host_every_database_asks_for_a_password() -> None:
 
 def test_a_site_without_passwords_has_nothing_to_do_between_build_and_migration() -> None:
     after = task_of(play("site.yml", "Let PostgreSQL accept the apps' passwords"), "databases")
-    kept = {"peer": {}, "none": {"DATABASE_PASSWORD": OWN}}
+    # A secret of that name may be the app's own.
+    kept = {"peer": {"DATABASE_PASSWORD": OWN}, "none": {"DATABASE_PASSWORD": OWN}}
+    hosts: dict[str, Any]
     for hosts in ({"web1": {"django_app_rotations": kept}}, {"web1": {}}):
-        given = {"django_apps": APPS[:2], "hostvars": hosts, "groups": {"app": ["web1"]}}
+        given: dict[str, Any] = {"django_apps": APPS[:2], "hostvars": hosts, "groups": {"app": ["web1"]}}
         assert evaluate(after["loop"], **after["vars"], **given) == []
 
 
@@ -144,9 +147,10 @@ def test_a_rotation_knows_its_secrets_and_whose_database_it_concerns(
     assert evaluate("{{ [django_app_rotate, django_app_retire] }}", **given) == (
         [[], rotated] if retire else [rotated, []]
     )
-    assert [one["name"] for one in evaluate(task_of(of_database, "database")["loop"], **given)] == loop
+    database = task_of(of_database, "database")
+    assert [one["name"] for one in evaluate(database["loop"], **database["vars"], **given)] == loop
     redis = task_of(play("rotate.yml", "Let Redis accept the password"), "channel layer")
-    assert bool(evaluate(redis["loop"], **given)) is ("channel_layer" in secret)
+    assert bool(evaluate(redis["loop"], **redis["vars"], **given)) is ("channel_layer" in secret)
 
 
 @pytest.mark.parametrize(

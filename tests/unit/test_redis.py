@@ -171,6 +171,13 @@ def test_impossible_amounts_are_refused(amount: str) -> None:
     assert not accepts("amount of memory", redis_maxmemory=amount)
 
 
+@pytest.mark.parametrize(
+    ("limit", "is_one"), [("", True), ("512M", True), ("40%", True), ("0", False), ("101%", False)]
+)
+def test_a_limit_that_systemd_would_drop_is_refused(limit: str, is_one: bool) -> None:
+    assert accepts("limits", redis_memory_max=limit) == is_one
+
+
 @pytest.mark.parametrize("password", ["", "short"])
 def test_a_missing_or_short_password_is_refused(password: str) -> None:
     assert accepts("short password")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import socketserver
 import stat
 import threading
@@ -140,6 +141,17 @@ def test_a_lost_administrator_is_a_restart(instance: Instance) -> None:
     instance.start()
     (instance.path.parent / "administrator").unlink()
     assert instance.keep(users(NEW)) == {"changed": True, "restart": True, "accepted": []}
+
+
+def test_an_instance_that_runs_and_cannot_be_asked_is_an_error(instance: Instance) -> None:
+    instance.keep(users(OLD))
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
+        busy.bind(str(instance.socket))
+        assert instance.keep(users(NEW))["accepted"] == [], "nobody listens: it does not run"
+        busy.listen(0)
+        waiting.connect(str(instance.socket))
+        with pytest.raises(BlockingIOError):
+            instance.keep(users(NEW, OLD))
 
 
 def test_check_mode_changes_nothing(instance: Instance) -> None:

@@ -152,6 +152,18 @@ def test_a_rotation_whose_change_failed_goes_on(app: App) -> None:
     assert (third["rotated"], third["secrets"] == first["secrets"]) == (["SECRET_KEY"], False)
 
 
+def test_who_accepts_a_password_is_to_be_told_until_it_serves(app: App) -> None:
+    assert app.deploy(**GENERATED)["unused"] == ["CHANNEL_LAYER_PASSWORD"]
+    assert app.run(**GENERATED)["unused"] == []
+    rotated = app.run(1, **GENERATED, rotate=["SECRET_KEY", "CHANNEL_LAYER_PASSWORD"])
+    # By any run after it, whatever that one was asked for.
+    asked: list[dict[str, Any]] = [{}, {"rotate": ["SECRET_KEY"]}, {"retire": ["CHANNEL_LAYER_PASSWORD"]}]
+    for arguments in asked:
+        assert app.run(2, **GENERATED, **arguments)["unused"] == rotated["unused"] == ["CHANNEL_LAYER_PASSWORD"]
+    app.serve(app.run(2, **GENERATED)["revision"])
+    assert app.run(3, **GENERATED)["unused"] == []
+
+
 def test_a_killed_run_loses_no_value(app: App) -> None:
     before = app.deploy(**GENERATED)["secrets"]["SECRET_KEY"]
     # As if the run had ended after the first of its three files.

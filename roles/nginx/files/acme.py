@@ -216,7 +216,9 @@ def write(path: Path, content: str) -> None:
 
 
 def is_asked(layout: Layout, site: Site) -> bool:
-    """Say whether the last certificate is for these names, of this authority."""
+    """Say whether the last certificate is there, for these names, of this authority."""
+    if not (layout.state / "live" / site.name / "cert.pem").is_file():
+        return False
     try:
         return bool(json.loads((layout.state / f"{site.name}.asked").read_text()) == site.asked)
     except (OSError, ValueError):
@@ -295,9 +297,9 @@ def prune(directory: Path, keep: set[str]) -> None:
 
 
 @contextmanager
-def alone(layout: Layout) -> Iterator[None]:
-    """Keep other runs of this, and of the module nginx_tree, out; the kernel opens the lock when this process ends."""
-    descriptor = os.open(layout.trees, os.O_RDONLY | os.O_DIRECTORY)
+def alone(directory: Path) -> Iterator[None]:
+    """Keep out who else locks that directory; the kernel opens the lock when this process ends."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -305,25 +307,25 @@ def alone(layout: Layout) -> Iterator[None]:
         os.close(descriptor)
 
 
-def issue(layout: Layout, system: System, site: Site) -> bool:
+def issue(layout: Layout, system: System, site: Site, *, now: float) -> bool:
     """See to it that the site has the certificate that its settings say; return whether anything was to do."""
-    asked = is_asked(layout, site)
+    # One that has ended is that of a site which had no TLS, or another's certificate, for a while: nothing renewed it.
+    asked = is_asked(layout, site) and system.dates(layout.state / "live" / site.name / "cert.pem")[1] > now
     if not asked:
         # A record of something else, or a certificate of a run that was killed: its age says nothing.
         ask(layout, system, site, again=(layout.state / "live" / site.name).is_dir())
-    with alone(layout):
+    with alone(layout.trees):
         return publish(layout, system, site) or not asked
 
 
-def renew(layout: Layout, system: System, site: Site, *, now: float | None) -> bool:
-    """Renew the site's certificate if it is due by `now`, or without one in any case; return whether anything was to do."""
+def renew(layout: Layout, system: System, site: Site, *, now: float, at_once: bool) -> bool:
+    """Renew the site's certificate if it is due, `at_once` in any case; return whether anything was to do."""
     if not is_asked(layout, site):
-        return issue(layout, system, site)
-    certificate = layout.state / "live" / site.name / "cert.pem"
-    due = now is None or is_due(system, certificate, now)
+        return issue(layout, system, site, now=now)
+    due = at_once or is_due(system, layout.state / "live" / site.name / "cert.pem", now)
     if due:
         ask(layout, system, site, again=True)
-    with alone(layout):
+    with alone(layout.trees):
         return publish(layout, system, site) or due
 
 
@@ -351,12 +353,14 @@ def main(arguments: Sequence[str], layout: Layout, system: System) -> int:
     changed, failed = [], False
     for name in names:
         try:
-            site = Site.read(layout, name)
-            done = (
-                issue(layout, system, site)
-                if options.command == "issue"
-                else renew(layout, system, site, now=None if options.now else time.time())
-            )
+            # Certbot would refuse to run twice at once, as by the timer and by a playbook.
+            with alone(layout.state):
+                site = Site.read(layout, name)
+                done = (
+                    issue(layout, system, site, now=time.time())
+                    if options.command == "issue"
+                    else renew(layout, system, site, now=time.time(), at_once=options.now)
+                )
             changed += [name] if done else []
         except (AcmeError, OSError, subprocess.SubprocessError) as error:
             print(str(error), file=sys.stderr)

@@ -54,6 +54,11 @@ class ServicesTest(TestCase):
         self.assertEqual(settings["OPTIONS"]["host"], "/var/run/postgresql")
         self.assertEqual((settings["CONN_MAX_AGE"], settings["CONN_HEALTH_CHECKS"]), (600, True))
 
+    def test_postgresql_with_a_password(self):
+        settings = database("postgresql://shop_1:a%2Fb@%2Fvar%2Frun%2Fpostgresql/shop")
+        self.assertEqual([settings[key] for key in ("USER", "PASSWORD", "NAME")], ["shop_1", "a/b", "shop"])
+        self.assertEqual(settings["HOST"], "/var/run/postgresql")
+
     def test_the_channel_layer(self):
         self.assertEqual(channel_layer("", "")["BACKEND"], "channels.layers.InMemoryChannelLayer")
         (host,) = channel_layer("unix://shop@/run/redis-shop/redis.sock", "secret")["CONFIG"]["hosts"]
@@ -90,6 +95,13 @@ class ProductionTest(TestCase):
     def test_no_twisted_for_http(self):
         done = self.run_python("import config.wsgi, sys; print('twisted' in sys.modules)", SECRET_KEY="x" * 50)
         self.assertEqual(done.stdout.strip(), "False", done.stderr)
+
+    def test_the_database_may_be_a_credential(self):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "DATABASE_URL").write_text("postgresql://shop_1:pw@db/shop")
+            code = "import django; django.setup(); from django.conf import settings; print(settings.DATABASES['default']['USER'])"
+            done = self.run_python(code, SECRET_KEY="x" * 50, CREDENTIALS_DIRECTORY=folder)
+            self.assertEqual(done.stdout.strip(), "shop_1", done.stderr)
 
     def test_static_names_have_a_digest(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -4,4 +4,3 @@ from config.settings import *  # noqa: F403  (Django's way to build upon setting
 from config.settings import INSTALLED_APPS as SAMPLE_APPS
 
 INSTALLED_APPS = [*SAMPLE_APPS, "faults"]
-ROOT_URLCONF = "faults.urls"

@@ -8,7 +8,15 @@ from django.conf import settings
 from django.core import signing
 from django.http import HttpRequest, JsonResponse
 
-NAMES = ("SECRET_KEY", "SECRET_KEY_FALLBACKS", "CHANNEL_LAYER_PASSWORD", "MAIL_PASSWORD", "API_TOKEN")
+NAMES = (
+    "SECRET_KEY",
+    "SECRET_KEY_FALLBACKS",
+    "CHANNEL_LAYER_PASSWORD",
+    "MAIL_PASSWORD",
+    "API_TOKEN",
+    "DATABASE_PASSWORD",
+    "DATABASE_URL",
+)
 
 
 def digests(request: HttpRequest) -> JsonResponse:

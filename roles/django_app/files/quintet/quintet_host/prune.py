@@ -47,6 +47,7 @@ def prune(host: Host, app: str, keep: int | None = None) -> Pruned:
     keep = int(host.settings(app).get("keep_generations", KEEP_GOOD)) if keep is None else keep
     with locked(host, app, f"prune {app}"):
         _finish_earlier_removals(host, app)
+        _remove_half_written_secrets(host, app)
         for identifier in _removable(host, app, keep):
             _remove_generation(host, app, identifier)
             done.generations.append(identifier)
@@ -119,6 +120,18 @@ def _finish_earlier_removals(host: Host, app: str) -> None:
     for path in host.layout.generations(app).glob(f".*{REMOVED_SUFFIX}"):
         shutil.rmtree(path)
         host.store(app).forget(path.name[1:].removesuffix(REMOVED_SUFFIX))
+
+
+def _remove_half_written_secrets(host: Host, app: str) -> None:
+    # What the module app_environment has staged and not put in its place, as its run was killed.
+    directory = host.layout.configuration(app)
+    for path in (*directory.glob(".new-*"), *directory.glob("revisions/.new-*")):
+        if _is_young(host, path):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _prune_venvs(host: Host, app: str, remaining: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from quintet_host.files import read_json_object, replace_link, sync_directory
 from quintet_host.generation import Generation, find, load
 from quintet_host.host import Host
 from quintet_host.lock import end_lease, locked, read_lease
+from quintet_host.passwords import ended
 from quintet_host.state import AppState, Hold, Unconfirmed
 
 # How long a wrong answer through the edge may still turn into the right one.
@@ -116,6 +117,13 @@ def roll_back(
             host.log(app, "rollback", "ok", generation=current, before=current)
             held = f"{app} already serves {current}; site.yml now keeps it (hold by {host.by})."
             return Outcome(True, current, state.previous, (), held)
+        gone = ended(host, target)
+        if gone:
+            raise QuintetError(
+                f"{app}: {target.identifier} logs in with a password that is no longer good: {', '.join(gone)}.",
+                f"{host.layout.configuration(app)}/rotations.json has what it was built with neither as the value nor as an old one.",
+                "Deploy its code again: the generation that is built then has the present password.",
+            )
         missing = _migrations_missing_in(host, target, find(host.layout, app, current))
         if missing and not accept_migrations:
             raise QuintetError(

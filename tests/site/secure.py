@@ -126,8 +126,9 @@ class Visits:
         except (OSError, http.client.HTTPException, AssertionError) as error:
             self.failures.append(f"{site.host.name} {site.domain}: {error!r}")
         else:
+            # As they were first seen: while Nginx reloads, an old worker may take one more connection after a new one's first.
             serials = self.served.setdefault((site.host.name, site.domain), [])
-            if serials[-1:] != [serial]:
+            if serial not in serials:
                 serials.append(serial)
         self.count += 1
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from hosts import Host, Played, Site, play, play_well
+from hosts import Host, Played, Site, play, play_well, wait_for
 from secure import SecureSite, visited
 
 HOST = Host(os.environ.get("ACME_HOST", "quintet-acme"))
@@ -126,10 +126,12 @@ def test_a_renewal_is_served_with_no_connection_dropped(shop: SecureSite, both: 
     with renewed_whatever_the_age(), visited(shop, both, path="/shown") as visits:
         HOST.run("systemctl", "start", SERVICE)
         after = [site.serial for site in (shop, both)]
+        wait_for("the new ones to be seen", lambda: all(len(serials) == 2 for serials in visits.served.values()), 10)
     assert not set(before) & set(after)
     assert visits.failures == []
     assert visits.count > 20
-    assert all(len(serials) == 2 for serials in visits.served.values()), "the old one, then the new one"
+    for site, *serials in zip((shop, both), before, after, strict=True):
+        assert visits.served[(HOST.name, site.domain)] == serials, "the old one, then the new one"
     assert len(certificates("shop")) == 2, "the one before is kept, others are gone"
 
 

@@ -168,3 +168,10 @@ def test_an_app_without_a_password_is_told_that_there_is_none(app: str, secret: 
     (check,) = (task for task, _ in tasks([rotation]) if task.get("name") == "Say that the database has no password")
     condition = check["ansible.builtin.assert"]["that"]
     assert evaluate("{{ " + condition + " }}", **rotation["vars"], app=app, secret=secret) is may
+
+
+def test_behind_an_edge_of_its_own_nginx_stops_before_the_apps() -> None:
+    hosts = {"app1": {"ansible_host": "10.0.0.1"}, "edge1": {"ansible_host": "10.0.0.2"}}
+    apart = {"hostvars": hosts, "groups": {"app": ["app1"], "edge": ["edge1"]}}
+    assert evaluate("{{ django_app_before }}", **apart) == ["nginx.service"]
+    assert evaluate("{{ django_app_before }}", hostvars=hosts, groups={"app": ["app1"], "edge": ["app1"]}) == []

@@ -122,5 +122,5 @@ def test_finds_nothing_wrong_with_what_is_right() -> None:
 
 def test_who_asks_for_it_stops_before_it() -> None:
     assert "\nBefore=" not in daphne().render("daphne.service.j2")
-    text = daphne(daphne_before=["nginx.service"]).render("daphne.service.j2")
+    text = daphne(before=["nginx.service"]).render("daphne.service.j2")
     assert "\nBefore=nginx.service\n" in text.partition("[Service]")[0]

@@ -245,5 +245,5 @@ def test_names_a_setting_that_does_not_exist() -> None:
 
 def test_who_asks_for_it_stops_before_it() -> None:
     assert "\nBefore=" not in gunicorn().render("gunicorn.service.j2")
-    text = gunicorn(gunicorn_before=["nginx.service", "haproxy.service"]).render("gunicorn.service.j2")
+    text = gunicorn(before=["nginx.service", "haproxy.service"]).render("gunicorn.service.j2")
     assert "\nBefore=nginx.service haproxy.service\n" in text.partition("[Service]")[0]

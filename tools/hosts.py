@@ -1,8 +1,8 @@
 """Systemd hosts in containers, for the demo and for Molecule: their images, their start, their end.
 
     hosts.py image SUITE…                                  build what is missing of quintet-host:SUITE
-    hosts.py up NAME --suite SUITE [--publish ADDRESS:PORT:PORT]…
-    hosts.py down NAME…
+    hosts.py up NAME --suite SUITE [--publish ADDRESS:PORT:PORT]… [--network NETWORK=SUBNET --address ADDRESS]
+    hosts.py down NAME… [--network NETWORK=SUBNET]
 
 This file is the one place that knows how such a host is built and started. Its recipe is a bare Debian: what a
 fresh server has, and nothing that Quintet's roles must bring themselves. Of each suite there is a furnished one, too,
@@ -234,13 +234,14 @@ def run_arguments(cgroups: int) -> list[str]:
     return arguments + trust()
 
 
-def up(name: str, suite: str, publish: Sequence[str] = ()) -> None:
+def up(name: str, suite: str, publish: Sequence[str] = (), network: str = "", address: str = "") -> None:
     """Start the host `name` unless it runs, and wait until it has booted.
 
-    Raises `Failure` when a host of that name is of another suite or publishes other ports.
+    `network` is a network's name and subnet, as cluster=172.31.77.0/24, in which the host gets `address` and keeps it over restarts; none:
+    the engine's own. Raises `Failure` when a host of that name is of another suite, publishes other ports or has another address.
     """
     image = ensure_image(suite)
-    wanted = " ".join([suite, *publish])
+    wanted = " ".join([suite, *publish, *([network, address] if network else [])])
     present = inspect("container", name, f'{{{{.State.Running}}}} {{{{index .Config.Labels "{LABEL}"}}}}')
     if not present:
         say(f"Starting host {name} ({suite})")
@@ -248,6 +249,8 @@ def up(name: str, suite: str, publish: Sequence[str] = ()) -> None:
         identity = ["--name", name, "--hostname", name, "--label", f"{LABEL}={wanted}"]
         version = inspect_engine("{{.CgroupVersion}}")
         arguments = run_arguments(2 if version == "2" else 1)
+        if network:
+            arguments += ["--network", ensure_network(network), "--ip", address]
         docker(["run", "--detach", *identity, *arguments, *ports, image], f"Host {name} can't be started")
     else:
         running, _, has = present.partition(" ")
@@ -263,8 +266,23 @@ def up(name: str, suite: str, publish: Sequence[str] = ()) -> None:
     configure_downloads(name)
 
 
-def down(names: Sequence[str]) -> None:
-    """Remove hosts with their volumes; hosts that don't exist are nothing to do."""
+def ensure_network(network: str) -> str:
+    """Return the name of a network, given with its subnet, after making it when it is missing."""
+    name, _, subnet = network.partition("=")
+    with alone():
+        found = inspect("network", name, "{{range .IPAM.Config}}{{.Subnet}}{{end}}")
+        if found and found != subnet:
+            raise Failure(
+                f"There is a network '{name}' with another subnet ({found}; wanted: {subnet}).",
+                f"Remove it, then start again: docker network rm {name}",
+            )
+        if not found:
+            docker(["network", "create", "--subnet", subnet, name], f"Network {name} can't be made")
+    return name
+
+
+def down(names: Sequence[str], network: str = "") -> None:
+    """Remove hosts with their volumes, and their network; what doesn't exist is nothing to do."""
     if answer_is_missing():
         say("No Docker engine runs, so no host does")
         return
@@ -274,6 +292,8 @@ def down(names: Sequence[str]) -> None:
             say(f"Removed host {name}")
         else:
             say(f"There is no host {name}")
+    if network and inspect("network", network.partition("=")[0], "{{.Id}}"):
+        docker(["network", "rm", network.partition("=")[0]], "The hosts' network can't be removed")
 
 
 def wait_for_boot(name: str) -> None:
@@ -346,16 +366,19 @@ def command_line() -> None:
     start.add_argument("name")
     start.add_argument("--suite", required=True)
     start.add_argument("--publish", action="append", default=[], metavar="ADDRESS:PORT:PORT")
+    start.add_argument("--network", default="", metavar="NETWORK=SUBNET")
+    start.add_argument("--address", default="")
     stop = commands.add_parser("down", help="remove hosts")
     stop.add_argument("name", nargs="+")
+    stop.add_argument("--network", default="", metavar="NETWORK=SUBNET")
     options = parser.parse_args()
     if options.command == "image":
         for suite in options.suite:
             ensure_image(suite)
     elif options.command == "up":
-        up(options.name, options.suite, options.publish)
+        up(options.name, options.suite, options.publish, options.network, options.address)
     else:
-        down(options.name)
+        down(options.name, options.network)
 
 
 if __name__ == "__main__":

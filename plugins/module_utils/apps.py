@@ -11,6 +11,7 @@ import copy
 import difflib
 import functools
 import re
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,8 @@ def normalize(app: App, schema: Schema) -> App:
     filled["user"] = filled["user"] or filled["name"]
     if filled["channel_layer"] is None:
         filled["channel_layer"] = filled["asgi"] != ""
+    # From the name and not from the app's place among the others: one that comes or goes moves nobody else's.
+    filled["channel_layer_port"] = filled["channel_layer_port"] or 20000 + zlib.crc32(filled["name"].encode()) % 10000
     probes = filled["probes"] or [with_defaults({"path": "/"}, schema["probes"]["options"])]
     # YAML reads off as false.
     filled["tls"] = str(filled["nginx"].get("tls", filled["tls"])).replace("False", "off")
@@ -206,6 +209,10 @@ def type_problems(app: App, schema: Schema, where: str) -> list[str]:
 def value_problems(app: App, where: str) -> list[str]:
     """Say which values cannot work, for an app whose types are right and whose defaults are filled in."""
     found = []
+    if not 1024 <= app["channel_layer_port"] <= 65535:
+        found.append(
+            f"{where}.channel_layer_port: {app['channel_layer_port']} can't be it. Give one from 1024 to 65535."
+        )
     name, user = app["name"], app["user"]
     if not APP_NAME.fullmatch(name):
         found.append(
@@ -417,7 +424,7 @@ def limit_problems(app: App, where: str) -> list[str]:
 def shared_problems(apps: list[App], where: list[str]) -> list[str]:
     """Say which names, users and domains more than one app claims."""
     found = []
-    for key, one in (("name", "name"), ("user", "user")):
+    for key, one in (("name", "name"), ("user", "user"), ("channel_layer_port", "channel_layer_port")):
         seen: dict[str, int] = {}
         for number, app in enumerate(apps):
             if app[key] in seen:

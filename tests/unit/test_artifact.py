@@ -31,6 +31,8 @@ TOP = {
 NEEDED = {
     "LICENSE",
     "README.md",
+    "inventories/cluster/group_vars/all/apps.yml",
+    "inventories/cluster/hosts.yml",
     "inventories/prod/group_vars/all/apps.yml",
     "inventories/prod/hosts.yml",
     "meta/runtime.yml",
@@ -85,7 +87,7 @@ def test_every_role_has_its_tasks_and_its_specification(paths: list[PurePosixPat
 
 def test_nothing_else_is_there(paths: list[PurePosixPath]) -> None:
     assert {path.parts[0] for path in paths} - TOP == set()
-    assert {path.parts[1] for path in paths if path.match("inventories/*")} == {"prod"}
+    assert {path.parts[1] for path in paths if path.match("inventories/*")} == {"cluster", "prod"}
     hidden = [str(path) for path in paths if any(part.startswith(".") for part in path.parts)]
     assert hidden == ["sample_app/.gitignore"]
     made = re.compile(r"__pycache__|\.pyc$|\.sqlite3|\.tar\.gz$|static_collected|/media/")

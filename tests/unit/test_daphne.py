@@ -118,3 +118,9 @@ def test_finds_nothing_wrong_with_what_is_right() -> None:
     assert daphne().evaluate("__daphne_problems") == []
     (problem,) = of_app(daphne={"process": 4}).evaluate("__daphne_problems")
     assert problem.startswith("django_app.daphne: 'process' is no setting of Daphne.")
+
+
+def test_who_asks_for_it_stops_before_it() -> None:
+    assert "\nBefore=" not in daphne().render("daphne.service.j2")
+    text = daphne(before=["nginx.service"]).render("daphne.service.j2")
+    assert "\nBefore=nginx.service\n" in text.partition("[Service]")[0]

@@ -241,3 +241,9 @@ def test_finds_nothing_wrong_with_what_is_right() -> None:
 def test_names_a_setting_that_does_not_exist() -> None:
     (problem,) = of_app(gunicorn={"thread": 4}).evaluate("__gunicorn_problems")
     assert problem.startswith("django_app.gunicorn: 'thread' is no setting of Gunicorn. Known are: access_log, ")
+
+
+def test_who_asks_for_it_stops_before_it() -> None:
+    assert "\nBefore=" not in gunicorn().render("gunicorn.service.j2")
+    text = gunicorn(before=["nginx.service", "haproxy.service"]).render("gunicorn.service.j2")
+    assert "\nBefore=nginx.service haproxy.service\n" in text.partition("[Service]")[0]

@@ -8,6 +8,7 @@ import subprocess
 from typing import Any
 
 import pytest
+from ansible_collections.quintet.django.plugins.filter.topology import topology
 from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize, problems
 from ansible_collections.quintet.django.plugins.module_utils.source import source_problems
 from rendering import ROOT
@@ -32,6 +33,16 @@ def test_one_host_is_everything_and_its_apps_are_right(inventory: str) -> None:
     assert problems(apps, "django_apps", load_schema()) == []
     filled = [normalize(app, load_schema()) for app in apps]
     assert source_problems(filled, ["django_apps[0]"], str(ROOT / inventory)) == []
+
+
+def test_a_cluster_has_each_part_on_hosts_of_its_own_and_right_apps() -> None:
+    found = listed("inventories/cluster")
+    hosts = found["_meta"]["hostvars"]
+    groups = {name: found[name]["hosts"] for name in ("edge", "app", "database", "redis")}
+    where = topology(groups, hosts)
+    assert (where["edge_apart"], where["database"], where["redis"]) == (True, "10.0.0.21", "10.0.0.31")
+    assert where["app_servers"] == [{"server": "10.0.0.11:443"}, {"server": "10.0.0.12:443"}]
+    assert problems(hosts["app1"]["django_apps"], "django_apps", load_schema()) == []
 
 
 def test_the_command_of_the_first_page_accepts_prod() -> None:

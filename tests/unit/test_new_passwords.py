@@ -33,7 +33,8 @@ def told(playbook: str, server: str, unused: dict[str, list[str]], **given: Any)
         "groups": {"app": ["gone", "one"]},
         "hostvars": {"gone": {}, "one": {"django_app_unused": unused, "django_app_rotations": {}}},
     }
-    templar = Templar(DataLoader(), variables={**known, **play["vars"], **include["vars"], **given})
+    derived = DataLoader().load_from_file(str(PLAYBOOKS / "vars/topology.yml"), trusted_as_template=True)
+    templar = Templar(DataLoader(), variables={**known, **derived, **play["vars"], **include["vars"], **given})
     return [app["name"] for app in templar.template(include["loop"])]
 
 

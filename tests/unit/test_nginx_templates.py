@@ -833,6 +833,58 @@ def test_the_profiles_are_mozillas() -> None:
     assert "ssl_ciphers ECDHE-PSK-CHACHA20-POLY1305;" in modern, "Nginx ignores a second site's protocols"
 
 
+def inner_site(**variables: Any) -> str:
+    return site(tls="mutual", tls_clients=["edge1"], **variables)
+
+
+def test_a_site_for_other_hosts_lets_in_named_ones_alone() -> None:
+    text = inner_site(aliases=["www.shop.example"])
+    assert text.count("ssl_verify_client on;") == text.count("ssl_certificate ") == 2
+    assert 'map $ssl_client_s_dn $quintet_shop_stranger {\n    default 1;\n    "CN=edge1" 0;\n}' in text
+    assert text.count("if ($quintet_shop_stranger) {\n        return 444;") == 2
+    # It has no plain port, sends nobody there, and says nothing to browsers.
+    assert "include quintet/listen.conf;" not in text
+    assert "https://$host" not in text
+    assert "Strict-Transport-Security" not in text
+    assert "Alt-Svc" not in text
+
+
+def test_the_edge_asks_other_hosts_by_mutual_tls_and_verifies_them() -> None:
+    servers = [{"server": "10.0.0.11:443"}, {"server": "10.0.0.12:443"}]
+    text = site(http_servers=servers, websocket_servers=servers, servers_tls=True)
+    assert text.count("proxy_pass https://") == 3
+    assert "proxy_pass http://" not in text
+    assert {"proxy_ssl_verify on;", "proxy_ssl_name shop.example;", "proxy_ssl_server_name on;"} <= {
+        line.strip() for line in text.splitlines()
+    }
+    # Files of other hosts count as files all the same.
+    assert '"~^[^:]*:/static/" file;' in text
+    assert '"~^[^:]*:/static/" file;' not in site()
+
+
+@pytest.mark.parametrize(
+    ("domain", "name"),
+    [("shop.example", "shop.example"), ("*.shop.example", "edge.shop.example"), ("[fd00::1]", "fd00::1")],
+)
+def test_the_edge_asks_for_a_name_that_the_site_has(domain: str, name: str) -> None:
+    text = site(domains=[domain], http_servers=[{"server": "10.0.0.11:443"}], servers_tls=True)
+    assert f"proxy_ssl_name {name};" in text
+
+
+@pytest.mark.parametrize(
+    ("clients", "fault"),
+    [([], "has mutual TLS, and nobody who may ask"), (['edge"; }'], "cannot be the name in a host's certificate")],
+)
+def test_a_site_for_nobody_is_refused(clients: list[str], fault: str) -> None:
+    given = {
+        "nginx_site_name": "shop",
+        "nginx_site_domains": ["shop.example"],
+        "nginx_site_http_servers": [{"server": SERVER}],
+    }
+    told = render("site_faults.j2", **given, nginx_site_tls="mutual", nginx_site_tls_clients=clients)
+    assert fault in told
+
+
 def test_what_counts_a_request_leaves_captures_of_locations_alone() -> None:
     # Nginx has one set of $1 … for a request: that of the last expression. Each of these is worked out once.
     text = site(limit_strict_paths=["/login/"], extra="location ~ ^/al/(.*)$ {\n    alias /srv/al/$1;\n}")

@@ -11,7 +11,8 @@ import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
-PLAYBOOKS = sorted((Path(__file__).parents[2] / "playbooks").glob("**/*.yml"))
+FOLDER = Path(__file__).parents[2] / "playbooks"
+PLAYBOOKS = sorted(path for path in FOLDER.glob("**/*.yml") if path.parent.name != "vars")
 
 
 def tasks(entries: list[dict[str, Any]], *conditions: Any) -> Iterator[tuple[dict[str, Any], list[Any]]]:
@@ -55,7 +56,8 @@ def play(playbook: str, name: str) -> dict[str, Any]:
 def evaluate(text: Any, **variables: Any) -> Any:
     unused: dict[str, list[str]] = {str(app["name"]): [] for app in APPS}
     hosts: dict[str, Any] = {"web2": {}, "web1": {"django_app_rotations": ROTATIONS, "django_app_unused": unused}}
-    known = {"django_apps": APPS, "groups": {"app": [*hosts]}, "hostvars": hosts, **variables}
+    derived = DataLoader().load_from_file(str(FOLDER / "vars/topology.yml"), trusted_as_template=True)
+    known = {"django_apps": APPS, "groups": {"app": [*hosts]}, "hostvars": hosts, **derived, **variables}
     return Templar(DataLoader(), variables=known).template(trust_as_template(str(text)))
 
 
@@ -68,6 +70,19 @@ def test_databases_are_set_up_before_the_build_or_with_their_passwords_after_it(
     assert [app["name"] for app in evaluate(before["loop"])] == ["peer", "back"]
     after = task_of(play("site.yml", "Let PostgreSQL accept the apps' passwords"), "databases")
     assert [app["name"] for app in evaluate(after["loop"], **after["vars"])] == ["word", "back"]
+
+
+def test_on_another_host_every_database_asks_for_a_password() -> None:
+    hosts = {
+        "web1": {"django_app_rotations": ROTATIONS, "ansible_host": "10.0.0.1"},
+        "db1": {"ansible_host": "10.0.0.2"},
+    }
+    given = {"hostvars": hosts, "groups": {"app": ["web1"], "database": ["db1"]}}
+    before = task_of(play("site.yml", "Set up PostgreSQL"), "databases")
+    assert evaluate(before["loop"], **given) == []
+    assert evaluate("{{ apps_by_password }}", **given) == ["peer", "word", "back"]
+    assert evaluate("{{ [postgresql_listen_addresses, postgresql_clients] }}", **given) == [["10.0.0.2"], ["10.0.0.1"]]
+    assert evaluate("{{ [django_app_database_address, django_app_redis_address] }}", **given) == ["10.0.0.2", ""]
 
 
 def test_a_site_without_passwords_has_nothing_to_do_between_build_and_migration() -> None:
@@ -153,3 +168,10 @@ def test_an_app_without_a_password_is_told_that_there_is_none(app: str, secret: 
     (check,) = (task for task, _ in tasks([rotation]) if task.get("name") == "Say that the database has no password")
     condition = check["ansible.builtin.assert"]["that"]
     assert evaluate("{{ " + condition + " }}", **rotation["vars"], app=app, secret=secret) is may
+
+
+def test_behind_an_edge_of_its_own_nginx_stops_before_the_apps() -> None:
+    hosts = {"app1": {"ansible_host": "10.0.0.1"}, "edge1": {"ansible_host": "10.0.0.2"}}
+    apart = {"hostvars": hosts, "groups": {"app": ["app1"], "edge": ["edge1"]}}
+    assert evaluate("{{ django_app_before }}", **apart) == ["nginx.service"]
+    assert evaluate("{{ django_app_before }}", hostvars=hosts, groups={"app": ["app1"], "edge": ["app1"]}) == []

@@ -190,3 +190,28 @@ def test_specs_and_defaults_agree() -> None:
     fixed = {name: default for name, default in defaults.items() if "{{" not in str(default)}
     assert {name: options[name].get("default") for name in fixed} == fixed
     assert not [name for name in defaults.keys() - fixed.keys() if "default" in options[name]]
+
+
+def test_apps_of_other_hosts_come_by_tls_and_with_a_password() -> None:
+    network = {"postgresql_listen_addresses": ["10.0.0.5"], "postgresql_clients": ["10.0.0.11", "fd00::12"]}
+    assert not [line for line in lines("quintet.conf.j2") if line.startswith("ssl")]
+    assert "ssl = 'true'" in lines("quintet.conf.j2", **network)
+    rules = lines("pg_hba.conf.j2", **network)
+    assert [rule for rule in rules if rule.startswith("host")] == [
+        "hostssl samerole +quintet-by-password 10.0.0.11/32 scram-sha-256",
+        "hostssl samerole +quintet-by-password fd00::12/128 scram-sha-256",
+    ]
+
+
+def test_another_certificate_is_another_configuration() -> None:
+    def digest(*results: dict[str, Any]) -> Any:
+        return value("__postgresql_tls_digest", __postgresql_tls_files={"results": list(results)})
+
+    assert digest({"checksum": "a"}, {"checksum": "b"}) != digest({"checksum": "a"}, {"checksum": "c"})
+    # Without a network it is the name that it was.
+    assert (
+        digest({"skipped": True})
+        == digest()
+        == value("__postgresql_tls_digest", __postgresql_tls_files={"skipped": True})
+    )
+    assert "__postgresql_tls_digest" in load("vars/main.yml")["__postgresql_configuration"]

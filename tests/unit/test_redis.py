@@ -57,6 +57,51 @@ def test_the_socket_is_the_only_way_in() -> None:
     assert "unixsocketperm 770" in text
 
 
+NETWORK = {"redis_port": 16379, "redis_listen_addresses": ["10.0.0.3", "fd00::3"]}
+
+
+def test_without_a_port_there_is_no_network() -> None:
+    assert not [line for line in lines("redis.conf.j2") if line.startswith(("tls-", "bind"))]
+    unit = lines("redis.service.j2")
+    assert [line for line in unit if line.startswith("LoadCredential=")] == [
+        "LoadCredential=redis.conf:/etc/redis-shop/redis.conf",
+        "LoadCredential=users.acl:/etc/redis-shop/users.acl",
+    ]
+    assert "After=network-online.target" not in unit
+
+
+def test_other_hosts_come_by_tls_alone_and_to_named_addresses() -> None:
+    text = lines("redis.conf.j2", **NETWORK)
+    assert {"port 0", "tls-port 16379", "bind 10.0.0.3 fd00::3", "tls-auth-clients no"} <= set(text)
+    assert "tls-key-file /run/credentials/redis-shop.service/key.pem" in text
+    unit = lines("redis.service.j2", **NETWORK, redis_tls_key="/etc/keys/redis.pem")
+    assert "LoadCredential=key.pem:/etc/keys/redis.pem" in unit
+    assert "After=network-online.target" in unit
+
+
+@pytest.mark.parametrize(
+    ("wrong", "accepted"),
+    [
+        ({}, True),
+        ({"redis_port": 0, "redis_listen_addresses": []}, True),
+        ({"redis_port": 80}, False),
+        ({"redis_port": 70000}, False),
+        ({"redis_listen_addresses": []}, False),
+        ({"redis_listen_addresses": ["0.0.0.0"]}, False),
+        ({"redis_listen_addresses": ["10.0.0.3", "::"]}, False),
+        ({"redis_listen_addresses": ["*"]}, False),
+        ({"redis_listen_addresses": ["redis.example.org"]}, False),
+    ],
+)
+def test_a_port_needs_addresses_by_number(wrong: dict[str, Any], accepted: bool) -> None:
+    assert accepts("listens nowhere or everywhere", **{**NETWORK, **wrong}) is accepted
+
+
+def test_without_a_group_nobody_but_root_reaches_the_socket() -> None:
+    assert "Group=shop" in lines("redis.service.j2", redis_group="shop")
+    assert not [line for line in lines("redis.service.j2", redis_group="") if line.startswith("Group=")]
+
+
 def test_a_channel_layer_forgets_nothing_and_keeps_nothing() -> None:
     text = lines("redis.conf.j2", redis_maxmemory="64mb")
     assert {"maxmemory 64mb", "maxmemory-policy noeviction", 'save ""', "appendonly no"} <= set(text)
@@ -113,9 +158,10 @@ def test_impossible_names_are_refused(name: str) -> None:
     assert not accepts("impossible name", redis_name=name)
 
 
-@pytest.mark.parametrize("group", ["", "a b", "$(id)", "a;b", "shop\n"])
+@pytest.mark.parametrize("group", ["a b", "$(id)", "a;b", "shop\n"])
 def test_impossible_groups_are_refused(group: str) -> None:
     assert accepts("impossible group", redis_group="www-data")
+    assert accepts("impossible group", redis_group="")
     assert not accepts("impossible group", redis_group=group)
 
 

@@ -1,0 +1,19 @@
+"""A view that tells who asked whom."""
+
+import socket
+
+from django.http import HttpRequest, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
+
+
+@csrf_exempt
+def telling(request: HttpRequest) -> JsonResponse:
+    """Answer with the host, and with what Django is told of the client."""
+    return JsonResponse(
+        {
+            "host": socket.gethostname(),
+            "client": request.headers.get("X-Forwarded-For"),
+            "scheme": request.scheme,
+            "asked": request.get_host(),
+        }
+    )

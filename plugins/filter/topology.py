@@ -1,0 +1,107 @@
+# Copyright (c) 2026 The Quintet authors
+# MIT License (see LICENSE)
+"""Which parts of the site are on which hosts, and by which addresses they reach each other, from the inventory's groups."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: topology
+short_description: Where the parts of the site are, by the groups of the inventory
+version_added: 0.4.0
+author: The Quintet authors
+description:
+  - Reads the groups edge, app, database and redis. A host that is in each group that is not empty has the whole site; then everything
+    goes over its sockets, and several such hosts have a site each.
+  - >-
+    Parts on other hosts than the apps are reached over the network, by the C(quintet_address) of their host, else its
+    C(ansible_host), else its name, which must then be an address by number.
+options:
+  _input: {description: "The variable C(groups).", type: dict, required: true}
+  hostvars: {description: "The variable C(hostvars).", type: dict, required: true}
+  app_port: {description: "The port on which the app hosts' Nginx serves an edge that is apart.", type: int, default: 443}
+"""
+
+EXAMPLES = r"""
+topology: "{{ groups | quintet.django.topology(hostvars) }}"
+"""
+
+RETURN = r"""
+_value:
+  description:
+    - C(apart), whether a site has more than one host; C(edge_apart), C(database_apart) and C(redis_apart), whether that part is
+      on another host than an app is.
+    - C(addresses), that of each host by its name, if C(apart).
+    - C(app_servers), the app hosts as the edge's Nginx asks them, if C(edge_apart).
+    - C(database) and C(redis), the address of their host where it is apart, else an empty text.
+  type: dict
+"""
+
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+PARTS = ("edge", "app", "database", "redis")
+
+
+def address_of(host: str, variables: Mapping[str, Any]) -> str:
+    """Return the address by which other hosts reach a host; raises AnsibleFilterError when it is no number."""
+    address = str(variables.get("quintet_address") or variables.get("ansible_host") or host)
+    try:
+        ipaddress.ip_address(address)
+    except ValueError as error:
+        raise AnsibleFilterError(
+            f"quintet_address: {host} is reached by '{address}', which is no address by number; names that others answer for are not "
+            f"believed between hosts. Set quintet_address of {host} to its address in the network of the hosts, for example 10.0.0.11. "
+            "Nothing was changed."
+        ) from error
+    return address
+
+
+def with_port(address: str, port: int | str) -> str:
+    """Return an address with a port behind it, as URLs and Nginx write it."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def topology(
+    groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Mapping[str, Any]], app_port: int | str = 443
+) -> dict[str, Any]:
+    """Return where the parts are; raises AnsibleFilterError for groups that make no site."""
+    hosts = {part: list(groups.get(part, ())) for part in PARTS}
+    every = {host for names in hosts.values() for host in names}
+    apart = len(every) > 1 and any({*names} != every for names in hosts.values() if names)
+    both = sorted({*hosts["edge"]} & {*hosts["app"]})
+    for part in ("database", "redis"):
+        if apart and len(hosts[part]) > 1:
+            raise AnsibleFilterError(
+                f"group {part}: has {', '.join(hosts[part])}, and a site has one host for it. Leave one of them. Nothing was changed."
+            )
+    if apart and both and ({*hosts["edge"]} != {*hosts["app"]} or len(both) > 1):
+        raise AnsibleFilterError(
+            f"groups edge and app: {', '.join(both)} in both. Where the edge balances several app hosts, it has hosts of its own. "
+            "Move it, or leave one host in both groups. Nothing was changed."
+        )
+    addresses = {host: address_of(host, hostvars[host]) for host in sorted(every)} if apart else {}
+    edge_apart = apart and bool(hosts["edge"]) and not both
+    found: dict[str, Any] = {
+        "apart": apart,
+        "addresses": addresses,
+        "edge_apart": edge_apart,
+        "app_servers": [{"server": with_port(addresses[host], app_port)} for host in hosts["app"]]
+        if edge_apart
+        else [],
+    }
+    for part in ("database", "redis"):
+        # One way for all app hosts, or they would not have the same release.
+        found[f"{part}_apart"] = apart and bool(hosts[part]) and {*hosts[part]} != {*hosts["app"]}
+        found[part] = addresses[hosts[part][0]] if found[f"{part}_apart"] else ""
+    return found
+
+
+class FilterModule:
+    """What Ansible looks for in a filter plugin."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {"topology": topology}

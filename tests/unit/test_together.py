@@ -19,6 +19,7 @@ HOST_COMMAND = """\
 host=${0##*-} call=$1
 echo "$host $*" >> {notes}
 case " {failing} " in *" $host:$call "*) echo "quintet: $call is refused on $host" >&2; exit 1;; esac
+[ "$host:$call" = "{cutting}" ] && touch {folder}/cut
 case $call in status) cat {folder}/$host.json;; *) echo '{"changed": true, "message": "done"}';; esac
 """
 
@@ -50,8 +51,16 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.unreachable = ""
+        # The host that is unreachable once this call, such as a:rollback, was made.
+        self.lost, self.cutting = "", ""
         (folder / "a.json").write_text(status("0000000a"))
         (folder / "b.json").write_text(status("0000000b"))
+
+    def connection(self, host: str) -> str:
+        """Return how a host is reached; over SSH it is not."""
+        if host == self.lost:
+            return f"{{{{ 'ssh' if '{self.folder}/cut' is exists else 'local' }}}}"
+        return "ssh" if host == self.unreachable else "local"
 
     def play(self, *arguments: str, failing: str = "") -> Played:
         notes = self.folder / "notes"
@@ -59,11 +68,12 @@ class Site:
         for host in "ab":
             script = self.folder / f"quintet-{host}"
             text = HOST_COMMAND.replace("{notes}", str(notes)).replace("{failing}", failing)
+            text = text.replace("{cutting}", self.cutting)
             script.write_text(text.replace("{folder}", str(self.folder)))
             script.chmod(0o755)
         hosts = {
             host: {
-                "ansible_connection": "ssh" if host == self.unreachable else "local",
+                "ansible_connection": self.connection(host),
                 "ansible_host": "127.0.0.1",
                 # Nobody listens there.
                 "ansible_port": 1,
@@ -112,6 +122,32 @@ def test_where_one_host_fails_the_other_takes_it_back(site: Site) -> None:
     assert played.calls == {"a": ["begin", "rollback", "undo"], "b": ["begin", "rollback", "undo"]}
     assert "app 'shop' stays as it was on a, since b could not follow." in played.output
     assert "quintet: rollback is refused on b" in played.output
+
+
+def test_hosts_go_back_one_after_the_other(site: Site) -> None:
+    site.play("-e", "app=shop")
+    asked = [line.split()[:2] for line in (site.folder / "notes").read_text().splitlines()]
+    turns = [host for host, call in asked if call == "rollback"]
+    assert sorted(turns) == ["a", "b"]
+    # Nothing is confirmed before all have had their turn.
+    assert {call for _, call in asked[-2:]} == {"confirm"}
+
+
+def test_where_the_first_fails_no_other_host_is_touched(site: Site) -> None:
+    played = site.play("-e", "app=shop", failing="a:rollback")
+    assert played.code != 0
+    assert played.calls == {"a": ["begin", "rollback", "undo"], "b": ["begin", "undo"]}
+    assert "app 'shop' stays as it was on b, since a could not follow." in played.output
+    assert "b failed elsewhere" not in played.output
+
+
+def test_a_host_that_is_lost_before_its_turn_takes_the_others_back(site: Site) -> None:
+    site.lost, site.cutting = "b", "a:rollback"
+    played = site.play("-e", "app=shop")
+    assert played.code != 0
+    assert played.calls == {"a": ["begin", "rollback", "undo"], "b": ["begin"]}
+    told = " ".join(played.output.split())
+    assert "b failed elsewhere, or can't be reached any more. A switch it takes back by itself, within 360 seconds." in told
 
 
 def test_where_the_lock_is_refused_on_one_host_nothing_stays_switched_or_locked(site: Site) -> None:

@@ -31,7 +31,7 @@ _value:
     - C(apart), whether a site has more than one host; C(edge_apart), C(database_apart) and C(redis_apart), whether that part is
       on another host than an app is.
     - C(addresses), that of each host by its name, if C(apart).
-    - C(app_servers), the app hosts as the edge's Nginx asks them, if C(edge_apart).
+    - C(app_servers), the app hosts by their names as the edge's Nginx asks them, if C(edge_apart).
     - C(database) and C(redis), the address of their host where it is apart, else an empty text.
   type: dict
 """
@@ -88,9 +88,7 @@ def topology(
         "apart": apart,
         "addresses": addresses,
         "edge_apart": edge_apart,
-        "app_servers": [{"server": with_port(addresses[host], app_port)} for host in hosts["app"]]
-        if edge_apart
-        else [],
+        "app_servers": {host: with_port(addresses[host], app_port) for host in hosts["app"]} if edge_apart else {},
     }
     for part in ("database", "redis"):
         # One way for all app hosts, or they would not have the same release.

@@ -21,7 +21,7 @@ from quintet_host.system import Answer, Captured, System
 ROLE_FILES = Path(__file__).parents[2] / "roles/django_app/files/quintet"
 A, B, C, D, E, F = (f"{letter * 8}-77aa01bc" for letter in "abcdef")
 PROBES: dict[str, Any] = {
-    "edge": {"address": "127.0.0.1", "port": 80},
+    "edge": {"addresses": ["127.0.0.1"], "port": 80},
     "probes": [
         {"name": "health", "kind": "http", "path": "/healthz", "host": "chat.example.org", "status": 200},
         {"name": "socket", "kind": "websocket", "path": "/ws/health/", "host": "chat.example.org", "status": 101},
@@ -55,6 +55,8 @@ class FakeSystem(System):
         self.broken: set[str] = set()
         self.calls: list[tuple[str, ...]] = []
         self.detached: list[tuple[str, ...]] = []
+        # How the next reloads of Nginx end.
+        self.nginx: list[Answer] = []
         self.later: dict[str, tuple[float, tuple[str, ...]]] = {}
         # Workers that die half a second after each start of theirs, and how often systemd has started them again.
         self.dying: set[str] = set()
@@ -107,7 +109,11 @@ class FakeSystem(System):
     def journal(self, units: Sequence[str], since: datetime, lines: int = 20) -> list[str]:
         return [f"journal of {unit}" for unit in units]
 
-    def run_detached(self, unit: str, description: str, command: Sequence[str]) -> Answer:
+    def reload_nginx(self) -> Answer:
+        self.calls.append(("reload nginx",))
+        return self.nginx.pop(0) if self.nginx else Answer(True)
+
+    def run_detached(self, unit: str, description: str, command: Sequence[str], *, restart: bool = False) -> Answer:
         self.detached.append(tuple(command))
         self.active[unit] = "active"
         return Answer(True)

@@ -37,6 +37,7 @@ def test_status_as_json(here: Machine, capsys: pytest.CaptureFixture[str]) -> No
         "previous": C,
         "hold": {"generation": A, "since": "2026-11-23T20:00:00Z", "by": "ann@ops"},
         "healthy": True,
+        "gate": "open",
         "lock": None,
         "unconfirmed": None,
         "prepared": None,

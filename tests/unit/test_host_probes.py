@@ -418,8 +418,7 @@ def test_the_file_of_the_contract_is_understood(tmp_path: Path) -> None:
     here = host_support.machine(tmp_path)
     (tmp_path / "etc/quintet/shop/probes.json").write_text(section)
     found = load(here.layout, "shop")
-    assert found.edge is None
-    assert found.tls_edge == Endpoint(address="127.0.0.1", port=443, tls=True)
+    assert found.edges == (Endpoint(address="127.0.0.1", port=443, tls=True),)
     health, opened = found.probes
     assert (health.name, health.kind, health.expected, health.status) == ("health", "http", {"status": "ok"}, 200)
     assert (opened.kind, opened.send, opened.status) == ("websocket", {"type": "ping"}, HTTPStatus.SWITCHING_PROTOCOLS)

@@ -618,7 +618,7 @@ def test_a_run_that_rolls_back_all_hosts_holds_one_that_is_there_already(here: M
 
 def test_each_probe_goes_to_the_port_of_its_scheme(here: Machine) -> None:
     secure = {**PROBES["probes"][0], "name": "secure", "scheme": "https"}
-    edge = {"address": "127.0.0.1", "port": 80, "tls_port": 443}
+    edge = {"addresses": ["127.0.0.1"], "port": 80, "tls_port": 443}
     path = here.layout.configuration("shop") / "probes.json"
     path.write_text(json.dumps({"edge": edge, "probes": [secure, PROBES["probes"][1]]}))
     ways = probes.load(here.layout, "shop").through_edge

@@ -862,6 +862,61 @@ def test_the_edge_asks_other_hosts_by_mutual_tls_and_verifies_them() -> None:
     assert '"~^[^:]*:/static/" file;' not in site()
 
 
+def test_a_gate_is_read_by_each_server_block_of_an_inner_site_alone() -> None:
+    text = inner_site(aliases=["www.shop.example"], gate="/run/quintet/shop/gate.conf")
+    assert text.count("    include /run/quintet/shop/gate.conf*;\n") == 2
+    assert "gate.conf" not in site(gate="/run/quintet/shop/gate.conf")
+    assert "gate" not in inner_site()
+
+
+def test_a_host_may_ask_the_edge_for_itself_and_for_no_other() -> None:
+    servers = [{"server": "10.0.0.11:443", "down": True}, {"server": "[fd00::12]:443"}]
+    probes = {"10.0.0.11": "10.0.0.11:443", "fd00::12": "[fd00::12]:443"}
+    text = site(http_servers=servers, websocket_servers=servers, servers_tls=True, probe_servers=probes)
+    # Also while it is down for others.
+    assert "upstream shop-probe-1 { server 10.0.0.11:443; }" in text
+    for kind in ("http", "reserved", "websocket"):
+        assert f'map "$remote_addr:$http_x_quintet_probe" $quintet_shop_{kind} {{\n    default shop-{kind};\n' in text
+        assert f"proxy_pass https://$quintet_shop_{kind};" in text
+    assert text.count('    "fd00::12:own" shop-probe-2;\n') == 3
+    assert "probe" not in site(http_servers=servers, websocket_servers=servers)
+
+
+SITE_NOW = """\
+upstream shop-http {
+    zone shop-http 64k;
+    server 10.0.0.11:443 max_conns=256;
+    server 10.0.0.12:443 max_conns=256 down;
+}
+upstream shop-probe-1 { server 10.0.0.13:443; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("now", "given", "down"),
+    [
+        (SITE_NOW, {}, ["10.0.0.12:443", "10.0.0.13:443"]),
+        (SITE_NOW, {"10.0.0.12:443": False, "10.0.0.13:443": False}, []),
+        (SITE_NOW, {"10.0.0.11:443": True, "10.0.0.12:443": False}, ["10.0.0.11:443", "10.0.0.13:443"]),
+        ("", {}, ["10.0.0.11:443", "10.0.0.12:443", "10.0.0.13:443"]),
+    ],
+)
+def test_servers_that_are_not_asked_now_stay_down_until_told(now: str, given: dict[str, bool], down: list[str]) -> None:
+    names = [f"10.0.0.{number}:443" for number in (11, 12, 13)]
+    servers = [{"server": name, **({"down": given[name]} if name in given else {})} for name in names]
+    variables = {
+        "nginx_site_name": "shop",
+        "nginx_site_domains": ["shop.example"],
+        "nginx_site_http_servers": servers,
+        "nginx_site_keep_down": True,
+        "__nginx_site_now": {"stdout": now},
+    }
+    role = Role("nginx", **variables)
+    assert sorted(role.evaluate("__nginx_site_down")) == down
+    lines = [line for line in role.render("site.conf.j2").split("upstream shop-http {")[1].split("}")[0].splitlines()]
+    assert [line.split()[1] for line in lines if line.endswith(" down;")] == down
+
+
 @pytest.mark.parametrize(
     ("domain", "name"),
     [("shop.example", "shop.example"), ("*.shop.example", "edge.shop.example"), ("[fd00::1]", "fd00::1")],
@@ -937,7 +992,7 @@ def test_a_site_that_is_gone_leaves_nothing_of_its_own() -> None:
     state = acme.Layout().state
     known = [state / "live/shop", state / "archive/shop", state / "renewal/shop.conf", state / "shop.asked"]
     assert {str(path) for path in known} <= set(leftovers)
-    tree, gone = load("tasks/site_configure.yml")
+    *_, tree, gone = load("tasks/site_configure.yml")
     assert "quintet.django.nginx_tree" in tree
     assert gone["loop"] == "{{ __nginx_site_leftovers }}"
     assert gone["when"] == "nginx_site_state == 'absent'"

@@ -175,3 +175,72 @@ def test_behind_an_edge_of_its_own_nginx_stops_before_the_apps() -> None:
     apart = {"hostvars": hosts, "groups": {"app": ["app1"], "edge": ["edge1"]}}
     assert evaluate("{{ django_app_before }}", **apart) == ["nginx.service"]
     assert evaluate("{{ django_app_before }}", hostvars=hosts, groups={"app": ["app1"], "edge": ["app1"]}) == []
+
+
+APART = {
+    "groups": {"edge": ["edge1"], "app": ["app1", "app2"]},
+    "inventory_hostname": "edge1",
+}
+
+
+def cluster(*taking_part: str) -> dict[str, Any]:
+    """Return hostvars of an edge and two app hosts, of which some are in the run."""
+    hosts = {"edge1": "10.0.0.1", "app1": "10.0.0.11", "app2": "10.0.0.12"}
+    return {
+        name: {
+            "inventory_hostname": name,
+            "ansible_host": address,
+            **({"quintet_takes_part": True} if name in taking_part else {}),
+        }
+        for name, address in hosts.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("taking_part", "left_out", "may"),
+    [
+        (("edge1", "app1", "app2"), [], True),
+        (("edge1", "app1"), ["app2"], True),
+        (("app1",), ["app2"], False),
+        (("app1", "app2"), [], True),
+        # A run that has to do with no app leaves the edge as it is.
+        ((), [], True),
+    ],
+)
+def test_an_app_host_is_left_out_with_the_edge_knowing_or_not_at_all(
+    taking_part: tuple[str, ...], left_out: list[str], may: bool
+) -> None:
+    given = {**APART, "hostvars": cluster(*taking_part)}
+    assert evaluate("{{ app_hosts_left_out }}", **given) == left_out
+    check = DataLoader().load_from_file(str(FOLDER / "tasks/take_part.yml"), trusted_as_template=True)[1]
+    assert evaluate("{{ " + check["ansible.builtin.assert"]["that"] + " }}", **check["vars"], **given) is may
+
+
+def test_a_site_on_one_host_has_nobody_to_leave_out() -> None:
+    hosts = {name: {**variables, "ansible_host": name} for name, variables in cluster("app1").items()}
+    groups = {"edge": ["app1"], "app": ["app1"]}
+    assert evaluate("{{ app_hosts_left_out }}", **{**APART, "groups": groups, "hostvars": hosts}) == []
+
+
+@pytest.mark.parametrize(
+    ("taking_part", "ready", "down"),
+    [
+        # Before the switch: as they are.
+        (("edge1", "app1", "app2"), [], [None, None]),
+        (("edge1", "app1", "app2"), ["app1", "app2"], [False, False]),
+        (("edge1", "app1"), [], [None, True]),
+        (("edge1", "app1"), ["app1"], [False, True]),
+    ],
+)
+def test_the_edge_asks_who_is_ready_and_nobody_who_misses_a_change(
+    taking_part: tuple[str, ...], ready: list[str], down: list[bool | None]
+) -> None:
+    (task,) = DataLoader().load_from_file(str(FOLDER / "tasks/edge_site.yml"), trusted_as_template=True)
+    given = {**APART, **task["vars"], "hostvars": cluster(*taking_part), "app_hosts_ready": ready}
+    servers = evaluate("{{ nginx_site_http_servers }}", **given, django_app={"asgi": "x"})
+    assert [one["server"] for one in servers] == ["10.0.0.11:443", "10.0.0.12:443"]
+    assert [one.get("down") for one in servers] == down
+    assert evaluate("{{ nginx_site_probe_servers }}", **given, django_app={}) == {
+        "10.0.0.11": "10.0.0.11:443",
+        "10.0.0.12": "10.0.0.12:443",
+    }

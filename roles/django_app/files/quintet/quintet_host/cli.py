@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from quintet_host import deploy, maintenance, migrate, probes, switch
+from quintet_host import deploy, gate, maintenance, migrate, probes, switch
 from quintet_host.drain import boot, drain
 from quintet_host.errors import QuintetError, as_quintet_error, disk_advice
 from quintet_host.generation import load
@@ -260,6 +260,11 @@ def _boot(host: Host, arguments: Arguments) -> Reply:
     return Reply({"changed": True, "message": message}, message)
 
 
+def _rejoin(host: Host, arguments: Arguments) -> Reply:
+    message = gate.rejoin(host, arguments.app)
+    return Reply({"changed": True, "message": message}, message)
+
+
 def _mark(host: Host, arguments: Arguments) -> Reply:
     changed = deploy.fail(host, arguments.app, arguments.generation, arguments.reason)
     if host.token:
@@ -338,6 +343,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_app(one)
     one.add_argument("-n", "--lines", metavar="N", type=_count, default=20, help="how many of the last entries (20)")
     _add_app(add("boot", _boot, "start the current generation (for quintet-APP.service)"))
+    _add_app(add("rejoin", _rejoin, "wait until the probes pass, then let the edge ask this host (boot does it)"))
     _add_app(add("drain", _drain, "stop a generation that is no longer current (activate does it)"), "ID")
     one = add("begin", _begin, "take the lock of a deploy (for the playbooks)")
     _add_app(one, "ID")

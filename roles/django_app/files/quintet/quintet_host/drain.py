@@ -1,6 +1,6 @@
 """Letting a generation that is no longer current finish, and starting the current one at boot."""
 
-from quintet_host import units
+from quintet_host import gate, units
 from quintet_host.errors import QuintetError
 from quintet_host.generation import find, load
 from quintet_host.host import Host
@@ -41,9 +41,14 @@ def boot(host: Host, app: str) -> str:
     """Start what `current` names; returns what was done, raises QuintetError when a unit does not start.
 
     A switch that nobody had confirmed when the host went down is taken back first: whoever made it can't be waited for.
+    Where an edge on another host asks this one, its gate is closed until the probes pass, also after a start that failed.
     """
     if host.layout.current_id(app) is None:
         return f"{app}: nothing was switched to yet, so there is nothing to start."
+    serving = find(host.layout, app, host.layout.current_id(app) or "")
+    # By hand it may be called at any time, when people are served.
+    if not (serving and units.is_running(host, serving)) and gate.close(host, app):
+        gate.open_later(host, app)
     with locked(host, app, f"boot {app}", wait=True, ignore_lease=True):
         try:
             _go_back(host, app)

@@ -19,12 +19,16 @@ def sync_directory(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a file (0600) by JSON; its directory is made (0700) when it is missing."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_text(path, json.dumps(value) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file (0600) in a directory that is there."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     beside = Path(name)
     try:
         with os.fdopen(descriptor, "w") as handle:
-            json.dump(value, handle)
-            handle.write("\n")
+            handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
         beside.replace(path)

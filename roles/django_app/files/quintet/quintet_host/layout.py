@@ -59,6 +59,10 @@ class Layout:
         """Return the file of a deploy's lock, where no reboot keeps it."""
         return self.root / "run/quintet" / app / "deploy.json"
 
+    def gate(self, app: str) -> Path:
+        """Return the piece of Nginx's configuration that is there while nobody is let in, where each boot begins without it."""
+        return self.root / "run/quintet" / app / "gate.conf"
+
     def maintenance(self, app: str) -> Path:
         """Return the mark that an app's site is in maintenance; Nginx looks for it at each request."""
         return self.root / "var/lib/quintet-edge" / f"{app}.maintenance"

@@ -23,12 +23,16 @@ SHOWN = 200  # characters of an answer in a message
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to connect: a unix socket, or the edge's address and port, there with TLS or without."""
+    """Where to connect: a unix socket, or the edge's address and port, there with TLS or without.
+
+    `own`: that edge is another host, which balances several; it is asked for this one.
+    """
 
     path: Path | None = None
     address: str = ""
     port: int = 0
     tls: bool = False
+    own: bool = False
 
     @property
     def is_edge(self) -> bool:
@@ -36,7 +40,9 @@ class Endpoint:
         return self.path is None
 
     def __str__(self) -> str:
-        return f"{self.address}:{self.port}" if self.path is None else str(self.path)
+        if self.path is not None:
+            return str(self.path)
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
     def connect(self, timeout: float, host: str = "") -> socket.socket:
         """Return a connected socket; `timeout` in seconds, `host` is what TLS asks for. Raises OSError."""
@@ -56,8 +62,8 @@ class Endpoint:
 def _with_tls(plain: socket.socket, host: str) -> socket.socket:
     """Return the connection with TLS, by the certificate that the edge has for `host`; raises OSError when it has none.
 
-    Whose certificate it is, is not looked at: nobody but root listens there, the role has checked what it put there, and this host
-    need not know the authority that the site's visitors trust.
+    Whose certificate it is, is not looked at: the role has checked what it put there, this host need not know the authority that
+    the site's visitors trust, and a probe carries no secret.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -121,17 +127,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Probes:
-    """All of an app's probes, and the edge through which they are repeated after the switch."""
+    """All of an app's probes, and the edges through which they are repeated after the switch."""
 
     probes: tuple[Probe, ...]
-    edge: Endpoint | None
-    tls_edge: Endpoint | None = None
+    edges: tuple[Endpoint, ...] = ()
 
     @property
     def through_edge(self) -> tuple[tuple[Probe, Endpoint], ...]:
-        """Those that can be asked through the edge, and where: it must speak their scheme, and believes nobody here that it was another."""
-        edges = {"http": self.edge, "https": self.tls_edge}
-        return tuple((probe, edge) for probe in self.probes if (edge := edges[probe.scheme]) is not None)
+        """Those that can be asked through an edge, and where: it must speak their scheme, and believes nobody here that it was another."""
+        return tuple(
+            (probe, edge) for probe in self.probes for edge in self.edges if edge.tls == (probe.scheme == "https")
+        )
 
 
 class ProbeError(Exception):
@@ -154,12 +160,7 @@ def load(layout: Layout, app: str, *, of: str | None = None) -> Probes:
     try:
         if value is None:
             raise ValueError("no readable JSON object")
-        edge = value.get("edge")
-        return Probes(
-            tuple(_parse(entry) for entry in (kept or value)["probes"]),
-            _edge(edge, "port", tls=False),
-            _edge(edge, "tls_port", tls=True),
-        )
+        return Probes(tuple(_parse(entry) for entry in (kept or value)["probes"]), _edges(value.get("edge")))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise QuintetError(
             f"{app}: its probes can't be used ({error!r}).",
@@ -177,9 +178,12 @@ def keep(layout: Layout, app: str, identifier: str) -> None:
         write_json(kept, value)
 
 
-def _edge(edge: dict[str, Any] | None, key: str, *, tls: bool) -> Endpoint | None:
-    port = edge.get(key) if edge else None
-    return Endpoint(address=edge["address"], port=int(port), tls=tls) if edge and port else None
+def _edges(edge: dict[str, Any] | None) -> tuple[Endpoint, ...]:
+    if not edge:
+        return ()
+    ports = [(int(edge[key]), tls) for key, tls in (("port", False), ("tls_port", True)) if edge.get(key)]
+    own = bool(edge.get("own"))
+    return tuple(Endpoint(address=one, port=port, tls=tls, own=own) for one in edge["addresses"] for port, tls in ports)
 
 
 def _parse(entry: dict[str, Any]) -> Probe:
@@ -238,6 +242,9 @@ def _headers(probe: Probe, endpoint: Endpoint) -> dict[str, str]:
     if not endpoint.is_edge:
         # On a generation's own socket the probe stands where Nginx does.
         headers |= {"X-Forwarded-Proto": probe.scheme}
+    if endpoint.own:
+        # As the edge's site knows it, by nginx_site_probe_servers.
+        headers |= {"X-Quintet-Probe": "own"}
     if probe.origin is not None:
         headers |= {"Origin": probe.origin}
     return headers | dict(probe.headers)

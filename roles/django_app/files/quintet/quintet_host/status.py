@@ -42,12 +42,14 @@ def app_status(host: Host, app: str) -> dict[str, Any]:
     generations.sort(key=lambda one: (str(one["built_at"]), str(one["since"])), reverse=True)
     serving = found.get(current) if current else None
     lease = read_lease(host, app)
+    is_open = not host.layout.gate(app).exists()
     return {
         "app": app,
         "current": current,
         "previous": state.previous if state.previous != current else None,
         "hold": asdict(state.hold) if state.hold else None,
-        "healthy": serving is not None and all(active[unit] == "active" for unit in serving.units),
+        "healthy": serving is not None and all(active[unit] == "active" for unit in serving.units) and is_open,
+        "gate": "open" if is_open else "closed",
         "lock": asdict(lease) if lease else None,
         "unconfirmed": asdict(state.unconfirmed) if state.unconfirmed else None,
         "left": left,
@@ -64,7 +66,9 @@ def as_text(status: dict[str, Any]) -> str:
     if current is None:
         head = "serves nothing yet"
     else:
-        head = f"serves {current}, " + ("all units run" if status["healthy"] else "NOT all units run")
+        closed = status["gate"] == "closed"
+        head = f"serves {current}, " + ("all units run" if status["healthy"] or closed else "NOT all units run")
+        head = f"serves nobody until the probes of {current} pass (journalctl -u quintet-gate-{status['app']})" if closed else head
     lines = [f"{status['app']}: {head}"]
     if status["previous"]:
         lines.append(f"  previous {status['previous']} (quintet rollback {status['app']})")

@@ -360,13 +360,15 @@ def _repair(host: Host, generation: Generation, hold: Hold | None, confirm_withi
     others = units.left_running(host, app, identifier)
     # One that runs beside it means that a change ended before its drain, perhaps before its probes.
     proven = store.generation(identifier).state == "good" and not others and before.unconfirmed is None
+    # Since a boot nobody is let in; it is asked here why, and opened by what watches it.
+    is_shut = host.layout.gate(app).exists()
     if before.unconfirmed and host.token:
         # Left by a run that was killed: from here on it is this one's to take back.
         before = replace(before, unconfirmed=replace(before.unconfirmed, token=host.token))
         store.write(before)
     results: list[probes.Result] = []
     told = [f"{app} already serves {identifier}."]
-    if idle or not proven:
+    if idle or not proven or is_shut:
         step = "start"
         try:
             units.stop_drain(host, generation)
@@ -390,6 +392,7 @@ def _repair(host: Host, generation: Generation, hold: Hold | None, confirm_withi
         host.log(app, "repair", "ok", generation=identifier, seconds=seconds, started=idle)
         told += [f"Started again: {', '.join(idle)}."] if idle else []
         told += ["Its switch was cut short and is now complete."] if not proven else []
+        told += ["Its probes pass, so its gate opens."] if is_shut else []
     if before.hold != hold:
         store.write(replace(before, hold=hold))
         host.log(app, "hold ended", "ok", generation=identifier)
@@ -399,7 +402,7 @@ def _repair(host: Host, generation: Generation, hold: Hold | None, confirm_withi
             told += _confirmed(host, app, identifier)
         else:
             _watch_on(host, app, identifier, confirm_within)
-    changed = bool(idle) or not proven or before.hold != hold
+    changed = bool(idle) or not proven or is_shut or before.hold != hold
     return Outcome(changed, identifier, before.previous, tuple(results), " ".join(told))
 
 

@@ -93,9 +93,15 @@ class System:
         command += [f"--since=@{int(since.timestamp())}", *(f"--unit={unit}" for unit in units)]
         return self._output(command).splitlines()[-lines:]
 
-    def run_detached(self, unit: str, description: str, command: Sequence[str]) -> Answer:
-        """Run a command as a transient service of its own, which outlives this process."""
+    def reload_nginx(self) -> Answer:
+        """Let Nginx read its configuration again, if it runs; one that is being started has its start awaited."""
+        return self._run(["systemctl", "try-reload-or-restart", "nginx.service"])
+
+    def run_detached(self, unit: str, description: str, command: Sequence[str], *, restart: bool = False) -> Answer:
+        """Run a command as a transient service of its own, which outlives this process; with `restart` until it succeeds."""
         options = ["--quiet", "--collect", f"--unit={unit}", f"--description={description}"]
+        if restart:
+            options += ["--property=Restart=on-failure", "--property=RestartSec=1s", "--property=StartLimitIntervalSec=0"]
         return self._run(["systemd-run", *options, "--", *command])
 
     def run_later(self, unit: str, description: str, seconds: float, command: Sequence[str]) -> Answer:

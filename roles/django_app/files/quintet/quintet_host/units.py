@@ -33,6 +33,11 @@ def drain_unit(app: str, identifier: str) -> str:
     return f"quintet-drain-{app}-{identifier}.service"
 
 
+def gate_unit(app: str) -> str:
+    """Return the name of the transient service that waits until an app's gate may be opened."""
+    return f"quintet-gate-{app}.service"
+
+
 def attached_units(app: str, identifier: str) -> str:
     """Return the pattern of the transient services that people have started in a generation: `quintet manage`."""
     return f"quintet-*-{app}-{identifier}-*.service"

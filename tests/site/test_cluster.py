@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import collections
 import json
-import os
-import subprocess
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
-from hosts import Host, Played, Site, play, receive, wait_for
+from cluster import ADDRESSES, APPS, HOSTS, SITE, asking, container, site
+from hosts import Host, receive, wait_for
 
-HOSTS = {name: Host(f"quintet-cluster-{name}") for name in ("edge1", "app1", "app2", "db1", "redis1", "stranger")}
-APPS = ("app1", "app2")
-ADDRESSES = {"edge1": "172.31.77.10", "app1": "172.31.77.11", "db1": "172.31.77.21", "redis1": "172.31.77.31"}
-SITE = Site(HOSTS["edge1"], "chat.test")
-FOLDER = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent")) / "cluster"
 REQUESTS = 200
 SOCKETS = 8
-
-
-def site(*arguments: str, playbook: str = "site.yml") -> Played:
-    """Run a playbook over OpenSSH, as the administrator of the site."""
-    return play(playbook, *arguments, inventory=FOLDER / "inventory")
 
 
 def asked(**headers: str) -> dict[str, str]:
@@ -133,38 +120,16 @@ def test_servers_listen_for_other_hosts_on_their_named_address_alone() -> None:
 # ---- loss -------------------------------------------------------------------------------------------------------------
 
 
-def container(command: str, name: str) -> None:
-    subprocess.run(["docker", command, HOSTS[name].name], check=True, capture_output=True)
-
-
 @pytest.mark.parametrize("command", ["kill", "stop"])
 def test_a_host_that_goes_is_passed_over_and_comes_back(command: str) -> None:
-    statuses: collections.Counter[int] = collections.Counter()
-    hosts: list[str] = []
-    done = threading.Event()
-
-    def ask() -> None:
-        # A POST that an app may have is never asked twice, so it shows what is asked of a host that has none.
-        while not done.is_set():
-            for method in ("GET", "POST"):
-                answer = SITE.request(method, "/telling")
-                statuses[answer.status] += 1
-                hosts.append(answer.json["host"] if answer.status == 200 else "")
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        wait_for("both hosts", lambda: {*hosts[-10:]} == {HOSTS[name].name for name in APPS})
+    with asking() as asked:
+        wait_for("both hosts", lambda: asked.hosts(10) == {*APPS})
         container(command, "app2")
-        wait_for("the other host for all", lambda: {*hosts[-20:]} == {HOSTS["app1"].name})
+        wait_for("the other host for all", lambda: asked.hosts(20) == {"app1"})
         container("start", "app2")
-        wait_for("both hosts again", lambda: {*hosts[-10:]} == {HOSTS[name].name for name in APPS})
-    finally:
-        done.set()
-        asking.join()
+        wait_for("both hosts again", lambda: asked.hosts(10) == {*APPS})
     # What it was answering when it was killed is lost.
-    lost = 2 if command == "kill" else 0
-    assert sum(count for status, count in statuses.items() if status != 200) <= lost, statuses
+    assert sum(asked.failed().values()) <= (2 if command == "kill" else 0), asked.failed()
 
 
 def test_a_second_run_changes_nothing() -> None:

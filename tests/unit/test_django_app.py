@@ -77,7 +77,9 @@ def test_a_switch_is_probed_by_the_ways_that_the_edge_has(
     found = role({**LIVE, **change}, django_app_edge_port=80, edge=edge).evaluate("edge")
     assert found == {"addresses": ["127.0.0.1"], "own": False, "port": port, "tls_port": tls_port}
     addresses = ["10.0.0.1", "10.0.0.2"]
-    found = role({**LIVE, **change}, django_app_edge_port=80, django_app_edge_addresses=addresses, edge=edge).evaluate("edge")
+    found = role({**LIVE, **change}, django_app_edge_port=80, django_app_edge_addresses=addresses, edge=edge).evaluate(
+        "edge"
+    )
     assert found == {"addresses": addresses, "own": True, "port": port, "tls_port": tls_port}
 
 

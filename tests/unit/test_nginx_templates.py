@@ -913,7 +913,7 @@ def test_servers_that_are_not_asked_now_stay_down_until_told(now: str, given: di
     }
     role = Role("nginx", **variables)
     assert sorted(role.evaluate("__nginx_site_down")) == down
-    lines = [line for line in role.render("site.conf.j2").split("upstream shop-http {")[1].split("}")[0].splitlines()]
+    lines = role.render("site.conf.j2").split("upstream shop-http {")[1].split("}")[0].splitlines()
     assert [line.split()[1] for line in lines if line.endswith(" down;")] == down
 
 

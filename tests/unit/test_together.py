@@ -147,7 +147,10 @@ def test_a_host_that_is_lost_before_its_turn_takes_the_others_back(site: Site) -
     assert played.code != 0
     assert played.calls == {"a": ["begin", "rollback", "undo"], "b": ["begin"]}
     told = " ".join(played.output.split())
-    assert "b failed elsewhere, or can't be reached any more. A switch it takes back by itself, within 360 seconds." in told
+    assert (
+        "b failed elsewhere, or can't be reached any more. A switch it takes back by itself, within 360 seconds."
+        in told
+    )
 
 
 def test_where_the_lock_is_refused_on_one_host_nothing_stays_switched_or_locked(site: Site) -> None:

@@ -1,5 +1,6 @@
 """A view that tells who asked whom."""
 
+import os
 import socket
 
 from django.http import HttpRequest, JsonResponse
@@ -12,6 +13,7 @@ def telling(request: HttpRequest) -> JsonResponse:
     return JsonResponse(
         {
             "host": socket.gethostname(),
+            "generation": os.environ.get("QUINTET_GENERATION"),
             "client": request.headers.get("X-Forwarded-For"),
             "scheme": request.scheme,
             "asked": request.get_host(),

@@ -101,7 +101,11 @@ class System:
         """Run a command as a transient service of its own, which outlives this process; with `restart` until it succeeds."""
         options = ["--quiet", "--collect", f"--unit={unit}", f"--description={description}"]
         if restart:
-            options += ["--property=Restart=on-failure", "--property=RestartSec=1s", "--property=StartLimitIntervalSec=0"]
+            options += [
+                "--property=Restart=on-failure",
+                "--property=RestartSec=1s",
+                "--property=StartLimitIntervalSec=0",
+            ]
         return self._run(["systemd-run", *options, "--", *command])
 
     def run_later(self, unit: str, description: str, seconds: float, command: Sequence[str]) -> Answer:

@@ -1,0 +1,80 @@
+"""What the tests of several hosts share: the hosts, the site through its edge, and somebody who asks it all the time."""
+
+from __future__ import annotations
+
+import collections
+import os
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hosts import Host, Played, Site, play
+
+HOSTS = {name: Host(f"quintet-cluster-{name}") for name in ("edge1", "app1", "app2", "db1", "redis1", "stranger")}
+APPS = ("app1", "app2")
+ADDRESSES = {"edge1": "172.31.77.10", "app1": "172.31.77.11", "db1": "172.31.77.21", "redis1": "172.31.77.31"}
+SITE = Site(HOSTS["edge1"], "chat.test")
+FOLDER = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent")) / "cluster"
+
+
+def site(*arguments: str, playbook: str = "site.yml") -> Played:
+    """Run a playbook over OpenSSH, as the administrator of the site."""
+    return play(playbook, *arguments, inventory=FOLDER / "inventory")
+
+
+def container(command: str, name: str) -> None:
+    """Let the engine do something to a host: kill, stop, start."""
+    subprocess.run(["docker", command, HOSTS[name].name], check=True, capture_output=True)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one request got: who answered it by which generation, both empty where nobody did."""
+
+    method: str
+    status: int
+    host: str
+    generation: str
+
+
+@dataclass
+class Asking:
+    """Requests for the view that tells who answers, one after the other: a GET, then a POST, which no server may get twice."""
+
+    told: list[Told] = field(default_factory=list)
+
+    def last(self, number: int) -> Sequence[Told]:
+        """Return what the last requests got."""
+        return self.told[-number:]
+
+    def hosts(self, number: int) -> set[str]:
+        """Return who answered the last requests, by their names in the inventory."""
+        return {one.host.removeprefix("quintet-cluster-") for one in self.last(number)}
+
+    def failed(self) -> collections.Counter[tuple[str, int]]:
+        """Return how many requests failed, by method and status."""
+        return collections.Counter((one.method, one.status) for one in self.told if one.status != 200)
+
+
+@contextmanager
+def asking() -> Iterator[Asking]:
+    """Ask all the time, meanwhile."""
+    asked, done = Asking(), threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            for method in ("GET", "POST"):
+                answer = SITE.request(method, "/telling")
+                told = answer.json if answer.status == 200 else {"host": "", "generation": ""}
+                asked.told.append(Told(method, answer.status, told["host"], told["generation"]))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield asked
+    finally:
+        done.set()
+        thread.join()

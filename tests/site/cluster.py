@@ -61,11 +61,11 @@ class Asking:
 
 @contextmanager
 def asking() -> Iterator[Asking]:
-    """Ask all the time, meanwhile."""
+    """Ask all the time, meanwhile: some twenty times a second, so that most of the machine is left to what is tested."""
     asked, done = Asking(), threading.Event()
 
     def ask() -> None:
-        while not done.is_set():
+        while not done.wait(0.1):
             for method in ("GET", "POST"):
                 answer = SITE.request(method, "/telling")
                 told = answer.json if answer.status == 200 else {"host": "", "generation": ""}

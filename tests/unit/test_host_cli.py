@@ -58,6 +58,7 @@ def test_status_as_json(here: Machine, capsys: pytest.CaptureFixture[str]) -> No
             f"gunicorn-shop@{A}.service": "active",
             f"daphne-shop-1@{A}.service": "active",
         },
+        "once": {},
     }
 
 

@@ -43,6 +43,8 @@ CAUTION_SECONDS = LOST_SECONDS + STOP_SECONDS + 2
 SETTLE_SECONDS = 3.0
 
 FAILED, LOST = 1, 75
+# Whoever ends by one of these has not failed, for systemd.
+CLEAN_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
 
 # For libpq: this side's own limits, so that nothing waits for a server that is gone.
 CLIENT_LIMITS = {
@@ -255,7 +257,7 @@ def wait_for(lock: Lock, events: Events, ending: Sequence[int]) -> bool:
 
 
 def run(lock: Lock, events: Events, command: Sequence[str], stop_signal: int, stop_seconds: float) -> int:
-    """Run a command as long as the lock is here; returns its exit code, or LOST."""
+    """Run a command as long as the lock is here; returns its exit code, less than 0 for a signal, or LOST."""
     environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
     # Should this process be killed, and the lock with it, the kernel ends the command at once.
     child = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", *command], env=environment)
@@ -267,7 +269,7 @@ def run(lock: Lock, events: Events, command: Sequence[str], stop_signal: int, st
                 child.send_signal(number)
         code = child.poll()
         if code is not None:
-            return code if code >= 0 else 128 - code
+            return code
     say(f"Stops: {lost(lock)}")
     show("stops, as it has lost its lock")
     child.send_signal(stop_signal)
@@ -346,21 +348,27 @@ def database(work: str) -> tuple[Connect, type[Exception]]:
 
 
 def end(code: int) -> NoReturn:
-    """End the process at once, whatever the lock's thread waits for."""
+    """End the process as a command ended, at once, whatever the lock's thread waits for."""
     sys.stderr.flush()
-    os._exit(code)
+    if -code in CLEAN_SIGNALS:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code if code >= 0 else 128 - code)
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s {run,hold} OPTION… [-- COMMAND…]")
     parser.add_argument("mode", choices=["run", "hold"])
     parser.add_argument("--app", required=True)
     parser.add_argument("--work", required=True, help="what the lock is for, for example 'worker beat'")
     parser.add_argument("--stop-signal", default="SIGTERM")
     parser.add_argument("--stop-seconds", type=float, default=STOP_SECONDS)
-    parser.add_argument("command", nargs="*")
-    arguments = parser.parse_args()
+    given, command = sys.argv[1:], []
+    if "--" in given:
+        split = given.index("--")
+        given, command = given[:split], given[split + 1 :]
+    arguments = parser.parse_args(given)
     try:
         stop_signal = signal_number(arguments.stop_signal)
         ending = {int(signal.SIGTERM), int(signal.SIGINT), stop_signal}
@@ -373,7 +381,7 @@ def main() -> None:
         if not wait_for(lock, events, sorted(ending)):
             end(0)
         if arguments.mode == "run":
-            end(run(lock, events, arguments.command, stop_signal, arguments.stop_seconds))
+            end(run(lock, events, command, stop_signal, arguments.stop_seconds))
         end(hold(lock, events, Path(os.environ["RUNTIME_DIRECTORY"]) / "holds", sorted(ending)))
     except Exception as error:
         say(f"{arguments.app}: {error}")

@@ -175,3 +175,14 @@ def test_behind_an_edge_of_its_own_nginx_stops_before_the_apps() -> None:
     apart = {"hostvars": hosts, "groups": {"app": ["app1"], "edge": ["edge1"]}}
     assert evaluate("{{ django_app_before }}", **apart) == ["nginx.service"]
     assert evaluate("{{ django_app_before }}", hostvars=hosts, groups={"app": ["app1"], "edge": ["app1"]}) == []
+
+
+def test_only_hosts_that_serve_one_site_together_agree_who_does_what_is_done_once() -> None:
+    hosts = {f"app{number}": {"ansible_host": f"10.0.0.{number}"} for number in (1, 2)} | {
+        "db1": {"ansible_host": "10.0.0.9"}
+    }
+    together = {"app": ["app1", "app2"], "database": ["db1"]}
+    assert evaluate("{{ django_app_hosts }}", hostvars=hosts, groups=together) == ["app1", "app2"]
+    each = {"app": ["app1", "app2"], "database": ["app1", "app2"]}
+    assert evaluate("{{ django_app_hosts }}", hostvars=hosts, groups=each) == []
+    assert evaluate("{{ django_app_hosts }}", hostvars=hosts, groups={"app": ["app1"]}) == []

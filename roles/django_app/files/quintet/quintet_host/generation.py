@@ -39,7 +39,7 @@ class Generation:
     timers: tuple[str, ...] = ()
     # Those of its workers that work on one of several hosts and wait on the others.
     once: tuple[str, ...] = ()
-    # By moment: before_migrate, before_switch, after_switch, on_failure.
+    # By moment: before_migrate, after_migrate, before_switch, after_switch, on_failure.
     hooks: dict[str, tuple[Hook, ...]] = field(default_factory=dict)
 
     @property

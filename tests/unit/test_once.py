@@ -236,14 +236,20 @@ def test_other_work_has_another_lock(hosts: Hosts) -> None:
 
 def test_of_several_that_die_and_come_again_never_two_do_it(hosts: Hosts) -> None:
     processes = [hosts.work() for _ in range(3)]
-    for number in range(6):
-        until(lambda number=number: hosts.words().count("begins") == number + 1)
+    begun = 0
+
+    def next_begins() -> bool:
+        return hosts.words().count("begins") == begun
+
+    for begun in range(1, 7):
+        until(next_begins)
         worker = hosts.log()[-1][1]
         (holder,) = [one for one in processes if f" {one.pid} " in Path(f"/proc/{worker}/stat").read_text()]
         processes.remove(holder)
         holder.send_signal(signal.SIGTERM)
         processes.append(hosts.work())
-    until(lambda: hosts.words().count("begins") == 7)
+    begun += 1
+    until(next_begins)
     assert hosts.words() == ["begins", "signal 15", "ends"] * 6 + ["begins"]
 
 

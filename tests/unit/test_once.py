@@ -200,6 +200,10 @@ def until(condition: Callable[[], bool], seconds: float = 15) -> None:
         time.sleep(0.02)
 
 
+def begun(hosts: Hosts, count: int) -> Callable[[], bool]:
+    return lambda: hosts.words().count("begins") == count
+
+
 def said(process: subprocess.Popen[str]) -> str:
     assert process.stderr
     return process.stderr.read()
@@ -236,20 +240,14 @@ def test_other_work_has_another_lock(hosts: Hosts) -> None:
 
 def test_of_several_that_die_and_come_again_never_two_do_it(hosts: Hosts) -> None:
     processes = [hosts.work() for _ in range(3)]
-    begun = 0
-
-    def next_begins() -> bool:
-        return hosts.words().count("begins") == begun
-
-    for begun in range(1, 7):
-        until(next_begins)
+    for number in range(1, 7):
+        until(begun(hosts, number))
         worker = hosts.log()[-1][1]
         (holder,) = [one for one in processes if f" {one.pid} " in Path(f"/proc/{worker}/stat").read_text()]
         processes.remove(holder)
         holder.send_signal(signal.SIGTERM)
         processes.append(hosts.work())
-    begun += 1
-    until(next_begins)
+    until(begun(hosts, 7))
     assert hosts.words() == ["begins", "signal 15", "ends"] * 6 + ["begins"]
 
 

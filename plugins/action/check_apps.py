@@ -10,7 +10,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible.plugins.action import ActionBase
 from ansible_collections.quintet.django.plugins.filter.systemd_sandbox import systemd_sandbox
-from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize, problems
+from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize, once_problems, problems
 from ansible_collections.quintet.django.plugins.module_utils.source import source_problems
 from ansible_collections.quintet.django.plugins.plugin_utils.certificates import bundle_problems, pair_problems
 
@@ -59,7 +59,12 @@ class ActionModule(ActionBase):
         """Return the result of the task; `failed` with one paragraph for each problem."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _, arguments = self.validate_argument_spec(
-            {"apps": {"type": "raw", "required": True}, "label": {"type": "str", "default": "django_apps"}}
+            {
+                "apps": {"type": "raw", "required": True},
+                "label": {"type": "str", "default": "django_apps"},
+                "hosts": {"type": "list", "elements": "str", "default": []},
+                "database_address": {"type": "str", "default": ""},
+            }
         )
         apps, label, schema = arguments["apps"], arguments["label"], load_schema()
         found = problems(apps, label, schema)
@@ -68,6 +73,7 @@ class ActionModule(ActionBase):
             where = [f"{label}[{number}]" for number in range(len(apps))]
             directory = (task_vars or {}).get("inventory_dir")
             found = source_problems(filled, where, directory)
+            found += once_problems(filled, where, arguments["hosts"], arguments["database_address"])
             found += sandbox_problems(filled, where)
             found += certificate_problems(filled, where, self._loader, directory)
         if found:

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.yaml import yaml_load
@@ -39,6 +40,8 @@ SIGNAL = re.compile(r"SIG[A-Z0-9+-]+")
 # systemd would drop a 0, or more than 100 %, and start the unit without any limit.
 MEMORY = re.compile(r"(?=.*[1-9])(\d+(\.\d+)?[KMGT]?|(100|\d{1,2}(\.\d{1,2})?)%)|infinity")
 OOM_SCORE_LIMIT = 1000
+# Of a database's URL, in the ways that Django's packages write it.
+POSTGRESQL_SCHEME = re.compile(r"(postgres|postgresql|postgis|psql|pgsql)([+-]\w+)?")
 SHARED_DIRECTORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 # Users that Debian, or a package of Debian's, makes: base-passwd, systemd and the services that stand around a site.
@@ -367,12 +370,49 @@ def command_problems(app: App, where: str) -> list[str]:
             found.append(
                 f"{where}.workers[{number}].stop_signal: '{worker['stop_signal']}' is no signal. Write it as SIGTERM or SIGINT."
             )
+        if worker["runs_on"] == "one_host" and worker["processes"] > 1:
+            found.append(
+                f"{where}.workers[{number}].processes: {worker['processes']} of '{worker['name']}', and runs_on: one_host is for one. "
+                "Leave processes out, or have it on every_host."
+            )
     for number, timer in enumerate(app["timers"]):
         if not timer["calendar"].strip() or "\n" in timer["calendar"]:
             found.append(
                 f"{where}.timers[{number}].calendar: says no time. Write it as systemd's OnCalendar= takes it, for example hourly."
             )
     return found
+
+
+def shares_postgresql(app: App, database_address: str) -> bool:
+    """Say whether an app's hosts reach one PostgreSQL, as far as its settings tell; `database_address` is that of the site's own."""
+    given = {**app["environment"], **app["secrets"]}
+    url = str(next((given[name] for name in ("DATABASE_DIRECT_URL", "DATABASE_URL") if given.get(name)), ""))
+    if not url and "DATABASE_URL" not in given:
+        return bool(app["database"] and database_address)
+    try:
+        parts = urlsplit(url)
+        host = unquote(parts.hostname or "") or parse_qs(parts.query).get("host", [""])[0]
+    except ValueError:
+        return False
+    is_local = host in ("", "localhost", "::1") or host.startswith(("/", "127."))
+    return POSTGRESQL_SCHEME.fullmatch(parts.scheme) is not None and not is_local
+
+
+def once_problems(apps: list[App], where: list[str], hosts: list[str], database_address: str) -> list[str]:
+    """Say which workers and timers would run on one host, and can't, as several hosts have no database to agree in."""
+    if len(hosts) < 2:
+        return []
+    return [
+        f"{place}.{key}[{number}].runs_on: '{entry['name']}' is to run on one host, and {', '.join(hosts)} share no PostgreSQL for "
+        f"'{app['name']}' in which they agree on it. Give the app one: database: true with a host in the group database, or "
+        "DATABASE_URL (or DATABASE_DIRECT_URL, for this alone) in its environment or secrets, with the address of a PostgreSQL for all of "
+        "them. Or set runs_on: every_host for what each host may run."
+        for app, place in zip(apps, where, strict=True)
+        if not shares_postgresql(app, database_address)
+        for key in ("workers", "timers")
+        for number, entry in enumerate(app[key])
+        if entry["runs_on"] == "one_host"
+    ]
 
 
 def resource_problems(entry: App, place: str) -> list[str]:

@@ -15,6 +15,12 @@ description:
 options:
   apps: {description: The apps., type: raw, required: true}
   label: {description: The variable that messages name., type: str, default: django_apps}
+  hosts:
+    description: Names of the hosts that serve the apps together. Several must have a way to agree who does what is to be done once.
+    type: list
+    elements: str
+    default: []
+  database_address: {description: The address of the PostgreSQL with the apps' databases that they share, or empty., type: str, default: ""}
 attributes:
   check_mode: {support: full, description: Changes nothing at any time.}
 """
@@ -23,6 +29,8 @@ EXAMPLES = r"""
 - name: Check the apps
   quintet.django.check_apps:
     apps: "{{ django_apps }}"
+    hosts: [app1, app2]
+    database_address: 10.0.0.21
 """
 
 RETURN = r"""

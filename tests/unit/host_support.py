@@ -61,6 +61,8 @@ class FakeSystem(System):
         # Workers that die half a second after each start of theirs, and how often systemd has started them again.
         self.dying: set[str] = set()
         self.restarted: dict[str, int] = {}
+        # What services say of themselves.
+        self.told: dict[str, str] = {}
         self.attached: tuple[list[str], list[str]] | None = None
         # Unit, options and command of each captured run, and how the next ones end.
         self.captured: list[tuple[str, list[str], list[str]]] = []
@@ -98,6 +100,9 @@ class FakeSystem(System):
 
     def states(self, units: Iterable[str]) -> dict[str, str]:
         return {unit: self.active.get(unit, "inactive") for unit in units}
+
+    def statuses(self, units: Iterable[str]) -> dict[str, str]:
+        return {unit: self.told[unit] for unit in units if unit in self.told}
 
     def is_any_active(self, pattern: str) -> bool:
         return any(fnmatch(unit, pattern) for unit in self.active)

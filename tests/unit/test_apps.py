@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize, problems
+from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize, once_problems, problems
 
 SCHEMA = load_schema()
 SHOP: dict[str, Any] = {"name": "shop", "domains": ["shop.example.org"], "source": {"directory": "/srv/src"}}
@@ -96,6 +96,14 @@ def test_a_good_app_has_no_problems() -> None:
             "timers[0].oom_score_adjust: 1001 is no rank for the kernel.",
         ),
         ({"commands": {"memory_max": "x"}}, "django_apps[0].commands.memory_max: 'x' is no amount of memory."),
+        (
+            {"workers": [{**MAIL, "runs_on": "one_host", "processes": 2}]},
+            "workers[0].processes: 2 of 'mail', and runs_on: one_host is for one.",
+        ),
+        (
+            {"timers": [{**NIGHTLY, "runs_on": "all"}]},
+            "value of runs_on must be one of: every_host, one_host, got: all",
+        ),
         ({"workers": [{**MAIL, "stop_signal": "TERM"}]}, "workers[0].stop_signal: 'TERM' is no signal."),
         ({"workers": [{**MAIL, "processes": 0}]}, "workers[0].processes: 0 is not above 0."),
         ({"workers": [{**MAIL, "stop_seconds": 0}]}, "workers[0].stop_seconds: 0 is not above 0."),
@@ -224,3 +232,59 @@ def test_a_hook_without_a_name_is_called_by_its_command() -> None:
 
 def test_a_worker_and_a_timer_may_have_the_same_name() -> None:
     assert said({**SHOP, "workers": [MAIL], "timers": [{**NIGHTLY, "name": "mail"}]}) == ""
+
+
+# ---- what one of several hosts does ------------------------------------------------------------------------------------
+
+HOSTS = ["app1", "app2"]
+
+
+def refused(app: dict[str, Any], hosts: list[str] = HOSTS, address: str = "") -> list[str]:
+    """Return the entries that could not run on one of the hosts."""
+    found = once_problems([normalize({**SHOP, **app}, SCHEMA)], ["django_apps[0]"], hosts, address)
+    return [problem.partition(".runs_on:")[0] for problem in found]
+
+
+def test_by_itself_a_timer_runs_on_one_host_and_a_worker_on_every() -> None:
+    app = normalize({**SHOP, "workers": [MAIL], "timers": [NIGHTLY]}, SCHEMA)
+    assert (app["workers"][0]["runs_on"], app["timers"][0]["runs_on"]) == ("every_host", "one_host")
+
+
+def test_hosts_without_a_database_for_all_cannot_agree() -> None:
+    busy = {"workers": [MAIL, {**MAIL, "name": "beat", "runs_on": "one_host"}], "timers": [NIGHTLY]}
+    both = ["django_apps[0].workers[1]", "django_apps[0].timers[0]"]
+    assert refused(busy) == both
+    assert refused({**busy, "database": False}, address="10.0.0.21") == both
+    assert refused(busy, address="10.0.0.21") == []
+    assert refused(busy, hosts=["app1"]) == []
+    assert refused({"timers": [{**NIGHTLY, "runs_on": "every_host"}]}) == []
+    (told,) = once_problems([normalize({**SHOP, "timers": [NIGHTLY]}, SCHEMA)], ["django_apps[0]"], HOSTS, "")
+    assert "'nightly' is to run on one host, and app1, app2 share no PostgreSQL for 'shop'" in told
+    for choice in ("group database", "DATABASE_URL", "DATABASE_DIRECT_URL", "runs_on: every_host"):
+        assert choice in told
+
+
+@pytest.mark.parametrize(
+    ("url", "may"),
+    [
+        ("postgresql://shop:p@db.example.org/shop", True),
+        ("postgres://db:5432/shop?sslmode=require", True),
+        ("postgis://shop@10.0.0.9/shop", True),
+        ("postgresql:///shop?host=db.example.org", True),
+        ("postgresql://shop@%2Fvar%2Frun%2Fpostgresql/shop", False),
+        ("postgresql:///shop", False),
+        ("postgresql:///shop?host=/run/postgresql", False),
+        ("postgresql://shop@localhost/shop", False),
+        ("postgresql://shop@127.0.0.1:5432/shop", False),
+        ("postgresql://shop@[::1]/shop", False),
+        ("postgresql://[broken/shop", False),
+        ("mysql://shop@db/shop", False),
+        ("sqlite:////srv/shop/shared/media/db", False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["environment", "secrets"])
+def test_a_database_of_the_apps_own_counts_by_its_address(kind: str, url: str, may: bool) -> None:
+    app = {"timers": [NIGHTLY], "database": False, kind: {"DATABASE_URL": url}}
+    assert (refused(app, address="10.0.0.21") == []) is may
+    direct = {**app, kind: {"DATABASE_URL": "sqlite:///x", "DATABASE_DIRECT_URL": url}}
+    assert (refused(direct) == []) is may

@@ -281,6 +281,76 @@ def test_a_timer_runs_its_command_once_within_its_time() -> None:
     assert timer == ["OnCalendar=*-*-* 03:30:00", "AccuracySec=1s"]
 
 
+# ---- what one of several hosts does --------------------------------------------------------------------------------
+
+SINGLE = {
+    **BUSY,
+    "workers": [BUSY["workers"][0], {**BUSY["workers"][1], "runs_on": "one_host"}],
+    "timers": [*BUSY["timers"], {"name": "local", "command": "true", "calendar": "hourly", "runs_on": "every_host"}],
+}
+ONCE = f"once-shop@{PLAN['generation']}.service"
+
+
+@pytest.mark.parametrize("hosts", [[], ["app1"]])
+def test_one_host_has_the_same_units_wherever_they_are_to_run(hosts: list[str]) -> None:
+    everywhere = {
+        **SINGLE,
+        "workers": [{**one, "runs_on": "every_host"} for one in SINGLE["workers"]],
+        "timers": [{**one, "runs_on": "every_host"} for one in SINGLE["timers"]],
+    }
+    named = role(SINGLE, django_app_hosts=hosts).evaluate("__django_app_named")
+    assert named == role(everywhere).evaluate("__django_app_named")
+    assert (named["once"], ONCE in named["units"]) == ([], False)
+    assert "once" not in "".join(named["units"].values())
+
+
+def test_how_many_hosts_there_are_changes_no_unit() -> None:
+    two, three = (role(SINGLE, django_app_hosts=[f"app{number}" for number in range(count)]) for count in (2, 3))
+    assert two.evaluate("__django_app_named") == three.evaluate("__django_app_named")
+
+
+def test_a_worker_of_one_host_waits_for_its_lock() -> None:
+    units = role(SINGLE, django_app_hosts=["app1", "app2"]).evaluate("__django_app_named.units")
+    beat = section(units[f"worker-shop-beat-1@{PLAN['generation']}.service"].replace("\\\n  ", ""), "Service")
+    generation = f"/srv/shop/generations/{PLAN['generation']}"
+    assert (
+        f'ExecStart=/usr/bin/env python {generation}/units/once.py run --app shop --work "worker beat" '
+        '--stop-signal SIGINT --stop-seconds 5 -- /bin/sh -euc "exec celery beat"'
+    ) in beat
+    assert f"Environment=PATH={generation}/venv/bin:/usr/local/bin:/usr/bin:/bin" in beat, "the app's own Python"
+    # Its own signal and time, so that systemd does not end it sooner or later than its command.
+    assert {"NotifyAccess=main", "KillSignal=SIGINT", "TimeoutStopSec=5", "KillMode=mixed", "Restart=always"} <= set(
+        beat
+    )
+    assert "once.py" not in units[f"worker-shop-mail-1@{PLAN['generation']}.service"]
+
+
+def test_timers_of_one_host_run_where_their_unit_has_the_lock() -> None:
+    named = role(SINGLE, django_app_hosts=["app1", "app2"]).evaluate("__django_app_named")
+    identifier, units = PLAN["generation"], named["units"]
+    # First of the workers, since jobs are bound to it; of the units that take turns, with the worker.
+    assert named["workers"][0] == ONCE
+    assert named["once"] == [ONCE, f"worker-shop-beat-1@{identifier}.service"]
+    once = section(units[ONCE], "Service")
+    assert f"RuntimeDirectory=quintet/shop/once-{identifier}" in once
+    assert any(line.endswith("units/once.py hold --app shop --work timers") for line in once)
+    assert {"NotifyAccess=main", "Restart=always", "User=shop", "ProtectSystem=strict"} <= set(once)
+    job = units[f"timer-shop-nightly@{identifier}.service"]
+    assert {f"BindsTo={ONCE}", f"After={ONCE}"} <= set(section(job, "Unit"))
+    assert f"ExecCondition=/usr/bin/test -e /run/quintet/shop/once-{identifier}/holds" in section(job, "Service")
+    assert "once" not in units[f"timer-shop-local@{identifier}.service"]
+    # All hosts have the timer.
+    assert named["timers"] == [f"timer-shop-{name}@{identifier}.timer" for name in ("nightly", "local")]
+
+
+def test_without_a_timer_of_one_host_nothing_holds_their_lock() -> None:
+    named = role({**SINGLE, "timers": SINGLE["timers"][1:]}, django_app_hosts=["app1", "app2"]).evaluate(
+        "__django_app_named"
+    )
+    assert ONCE not in named["units"]
+    assert named["once"] == [f"worker-shop-beat-1@{PLAN['generation']}.service"]
+
+
 def test_units_of_workers_and_timers_change_the_hosts_half_of_the_id() -> None:
     facts = {"distribution": "Debian", "distribution_major_version": "13", "architecture": "x86_64"}
     facts_of_all = {"ansible_facts": {**facts, "python": {"version": {"major": 3, "minor": 13}}}}
@@ -289,8 +359,9 @@ def test_units_of_workers_and_timers_change_the_hosts_half_of_the_id() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_systemd_reads_the_units_without_complaint(tmp_path: Path) -> None:
-    for name, text in role(BUSY).evaluate("__django_app_named.units").items():
+@pytest.mark.parametrize("hosts", [[], ["app1", "app2"]])
+def test_systemd_reads_the_units_without_complaint(tmp_path: Path, hosts: list[str]) -> None:
+    for name, text in role(SINGLE, django_app_hosts=hosts).evaluate("__django_app_named.units").items():
         (tmp_path / name).write_text(text)
     paths = sorted(str(path) for path in tmp_path.iterdir())
     command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *paths]
@@ -323,14 +394,14 @@ def test_a_build_command_has_its_own_time_limit_and_its_dollar_signs() -> None:
 def test_the_host_command_gets_the_hooks_that_it_runs() -> None:
     hooks = {"build": [{"command": "npm ci"}], "after_switch": [{"command": "true"}]}
     found = role({**LIVE, "hooks": hooks}).evaluate("__django_app_host_hooks")
-    assert sorted(found) == ["after_switch", "before_migrate", "before_switch", "on_failure"]
+    assert sorted(found) == ["after_migrate", "after_switch", "before_migrate", "before_switch", "on_failure"]
     assert found["after_switch"] == [{"command": "true", "name": "true", "timeout_seconds": 600}]
 
 
 def test_the_units_directory_gets_what_runs_with_the_apps_own_python() -> None:
     files = {file["name"]: file["content"] for file in role(BUSY).evaluate("__django_app_unit_files")}
     programs = {path.name for path in (ROOT / "roles/django_app/files/generation").glob("*.py")}
-    assert {"build_app.py", "migrate_app.py"} <= programs
+    assert {"build_app.py", "migrate_app.py", "once.py"} <= programs
     assert programs | {"tmpfiles.conf"} <= set(files)
     assert files["build_app.py"] == (ROOT / "roles/django_app/files/generation/build_app.py").read_text()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host_support import ROLE_FILES, A, B, C, Machine, serving
+from host_support import ROLE_FILES, A, B, C, D, Machine, serving
 from quintet_host.cli import main
 from quintet_host.generation import load
 from quintet_host.state import AppState, Hold
@@ -59,6 +59,7 @@ def test_status_as_json(here: Machine, capsys: pytest.CaptureFixture[str]) -> No
             f"gunicorn-shop@{A}.service": "active",
             f"daphne-shop-1@{A}.service": "active",
         },
+        "once": {},
     }
 
 
@@ -73,6 +74,23 @@ def test_status_sees_what_does_not_run(here: Machine, capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     assert f"shop: serves {A}, NOT all units run" in text
     assert f"failed        daphne-shop-1@{A}.service" in text
+
+
+def test_status_says_where_is_done_what_one_of_several_hosts_does(
+    here: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beat, mail = (f"worker-shop-{name}-1@{D}.service" for name in ("beat", "mail"))
+    here.add(D, workers=[beat, mail], once=[beat])
+    here.serve(D)
+    here.system.told = {beat: "waits: app2 does this", mail: "of no concern"}
+    main(["status", "shop"], here.host)
+    text = capsys.readouterr().out
+    assert f"active        {beat}  (waits: app2 does this)\n" in text
+    assert f"active        {mail}\n" in f"{text}\n"
+    main(["status", "shop", "--json"], here.host)
+    [shop] = asked(capsys)["apps"]
+    assert [one["once"] for one in shop["generations"] if one["generation"] == D] == [{beat: "waits: app2 does this"}]
+    assert shop["healthy"] is True, "one that waits is well"
 
 
 def test_status_of_an_app_that_is_not_here(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -621,8 +621,35 @@ def test_migrations_run_after_their_hooks(here: Machine, moments: list[Any], mon
 
     monkeypatch.setattr(migrate, "migrate", run)
     assert deploy.migrate_database(here.host, "shop", B) == done
-    assert moments == [("before_migrate", B, A), "migrate"]
+    assert moments == [("before_migrate", B, A), "migrate", ("after_migrate", B, A)]
     assert here.log() == [("migrate", "ok")]
+
+
+def test_first_data_come_in_each_change_and_what_is_before_migrations_only_with_some(
+    here: Machine, moments: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = here.layout.generation("shop", B) / "generation.json"
+    hook = {"name": "", "command": "python manage.py loaddata first", "timeout_seconds": 60}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hooks": {"after_migrate": [hook]}}))
+    monkeypatch.setattr(migrate, "migrate", lambda *_: migrate.Migrated(False, (), None, "nothing"))
+    monkeypatch.setattr(hooks, "run", lambda _host, one, moment: moments.append((moment, one.identifier, here.current)))
+    for plan, wanted in (((), ["after_migrate"]), (("chat.0002_topic",), ["before_migrate", "after_migrate"])):
+        monkeypatch.setattr(migrate, "plan", lambda *_, plan=plan: plan)
+        moments.clear()
+        deploy.migrate_database(here.host, "shop", B)
+        assert [moment for moment, _, _ in moments] == wanted
+
+
+def test_first_data_that_can_t_be_loaded_fail_the_candidate_so_that_the_next_run_tries_again(
+    here: Machine, moments: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "migrate", lambda *_: migrate.Migrated(False, (), None, "nothing"))
+    monkeypatch.setattr(migrate, "plan", lambda *_: ())
+    fail_at(here, B, "after_migrate")
+    with pytest.raises(QuintetError, match=r"the hook 'x' \(after_migrate\) failed"):
+        deploy.migrate_database(here.host, "shop", B)
+    assert here.state(B)[0] == "failed"
+    assert here.log() == [("migrate", "failed")]
 
 
 def test_a_plan_runs_no_hooks(here: Machine, moments: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

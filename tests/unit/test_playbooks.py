@@ -244,3 +244,14 @@ def test_the_edge_asks_who_is_ready_and_nobody_who_misses_a_change(
         "10.0.0.11": "10.0.0.11:443",
         "10.0.0.12": "10.0.0.12:443",
     }
+
+
+def test_only_hosts_that_serve_one_site_together_agree_who_does_what_is_done_once() -> None:
+    hosts = {f"app{number}": {"ansible_host": f"10.0.0.{number}"} for number in (1, 2)} | {
+        "db1": {"ansible_host": "10.0.0.9"}
+    }
+    together = {"app": ["app1", "app2"], "database": ["db1"]}
+    assert evaluate("{{ django_app_hosts }}", hostvars=hosts, groups=together) == ["app1", "app2"]
+    each = {"app": ["app1", "app2"], "database": ["app1", "app2"]}
+    assert evaluate("{{ django_app_hosts }}", hostvars=hosts, groups=each) == []
+    assert evaluate("{{ django_app_hosts }}", hostvars=hosts, groups={"app": ["app1"]}) == []

@@ -64,15 +64,18 @@ def plan_migrations(host: Host, app: str, identifier: str) -> tuple[str, ...]:
 
 
 def migrate_database(host: Host, app: str, identifier: str) -> migrate.Migrated:
-    """Run the before_migrate hooks and the migrations of a generation; raises QuintetError, with the generation failed."""
+    """Run the migrations of a generation, and the hooks before and after them; raises QuintetError, with the generation failed."""
     began = host.clock.monotonic()
     with _migrating(host, app, identifier, "migrate") as generation:
-        hooks.run(host, generation, "before_migrate")
+        # Those after them run in each change, those before only with something to migrate.
+        if not generation.hooks.get("after_migrate") or migrate.plan(host, app, generation):
+            hooks.run(host, generation, "before_migrate")
         done = migrate.migrate(host, app, generation)
         if done.changed:
             seconds = host.clock.seconds_since(began)
             about = {"applied": list(done.applied), "dump": str(done.dump or "")}
             host.log(app, "migrate", "ok", generation=identifier, seconds=seconds, **about)
+        hooks.run(host, generation, "after_migrate")
     return done
 
 

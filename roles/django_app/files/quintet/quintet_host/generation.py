@@ -37,7 +37,9 @@ class Generation:
     migrations: dict[str, tuple[str, ...]]
     workers: tuple[str, ...] = ()
     timers: tuple[str, ...] = ()
-    # By moment: before_migrate, before_switch, after_switch, on_failure.
+    # Those of its workers that work on one of several hosts and wait on the others.
+    once: tuple[str, ...] = ()
+    # By moment: before_migrate, after_migrate, before_switch, after_switch, on_failure.
     hooks: dict[str, tuple[Hook, ...]] = field(default_factory=dict)
 
     @property
@@ -116,6 +118,7 @@ def _parse(app: str, identifier: str, path: Path, value: dict[str, Any]) -> Gene
         migrations={label: tuple(names) for label, names in value.get("migrations", {}).items()},
         workers=tuple(value.get("workers", ())),
         timers=tuple(value.get("timers", ())),
+        once=tuple(value.get("once", ())),
         hooks={
             moment: tuple(Hook(str(one["name"]), str(one["command"]), float(one["timeout_seconds"])) for one in hooks)
             for moment, hooks in value.get("hooks", {}).items()

@@ -19,6 +19,7 @@ def app_status(host: Host, app: str) -> dict[str, Any]:
     # One question to systemd for all of them.
     drains = [units.drain_unit(app, identifier) for identifier in identifiers]
     active = host.system.states([unit for one in found.values() if one for unit in one.units] + drains)
+    told = host.system.statuses(unit for one in found.values() if one for unit in one.once)
     generations = []
     for identifier, generation in found.items():
         recorded = store.generation(identifier)
@@ -29,6 +30,8 @@ def app_status(host: Host, app: str) -> dict[str, Any]:
                 "built_at": generation.built_at if generation else "",
                 "draining": active[units.drain_unit(app, identifier)] not in units.STOPPED,
                 "units": {unit: active[unit] for unit in generation.units} if generation else {},
+                # What is done on one of several hosts: whether here.
+                "once": {unit: told[unit] for unit in generation.once if unit in told} if generation else {},
             }
         )
     # What neither serves nor drains: left by a change that was killed.
@@ -100,5 +103,6 @@ def as_text(status: dict[str, Any]) -> str:
             lines.append(f"      {earlier}{one['reason']}")
         running = {unit: state for unit, state in one["units"].items() if state not in ("inactive", "unknown")}
         shown = one["units"] if mark == "*" else running
-        lines += [f"      {state:12}  {unit}" for unit, state in shown.items()]
+        told = {unit: f"  ({text})" for unit, text in one["once"].items()}
+        lines += [f"      {state:12}  {unit}{told.get(unit, '')}" for unit, state in shown.items()]
     return "\n".join(lines)

@@ -75,6 +75,15 @@ class System:
             )
         return dict(zip(wanted, lines, strict=True))
 
+    def statuses(self, units: Iterable[str]) -> dict[str, str]:
+        """Return what services say of themselves, of those that do."""
+        wanted = list(dict.fromkeys(units))
+        if not wanted:
+            return {}
+        said = self._output(["systemctl", "show", "--property=Id", "--property=StatusText", "--", *wanted])
+        shown = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in said.split("\n\n")]
+        return {one["Id"]: one["StatusText"] for one in shown if one.get("StatusText")}
+
     def is_any_active(self, pattern: str) -> bool:
         """Say whether a unit whose name matches a pattern is doing anything."""
         options = ["--plain", "--no-legend", "--state=active,activating,deactivating,reloading"]

@@ -59,10 +59,14 @@ class ActionModule(ActionBase):
         """Return the result of the task; `failed` with one paragraph for each problem."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _, arguments = self.validate_argument_spec(
-            {"apps": {"type": "raw", "required": True}, "label": {"type": "str", "default": "django_apps"}}
+            {
+                "apps": {"type": "raw", "required": True},
+                "label": {"type": "str", "default": "django_apps"},
+                "hosts": {"type": "list", "elements": "str", "default": []},
+            }
         )
         apps, label, schema = arguments["apps"], arguments["label"], load_schema()
-        found = problems(apps, label, schema)
+        found = problems(apps, label, schema, arguments["hosts"])
         if not found:
             filled = [normalize(app, schema) for app in apps]
             where = [f"{label}[{number}]" for number in range(len(apps))]

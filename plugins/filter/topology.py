@@ -32,6 +32,7 @@ _value:
       on another host than an app is.
     - C(addresses), that of each host by its name, if C(apart).
     - C(app_servers), the app hosts as the edge's Nginx asks them, if C(edge_apart).
+    - C(app_ports), the same as host and port, by their names.
     - C(database) and C(redis), the address of their host where it is apart, else an empty text.
   type: dict
 """
@@ -88,6 +89,7 @@ def topology(
         "apart": apart,
         "addresses": addresses,
         "edge_apart": edge_apart,
+        "app_ports": {host: with_port(addresses[host], app_port) for host in hosts["app"]} if edge_apart else {},
         "app_servers": [{"server": with_port(addresses[host], app_port)} for host in hosts["app"]]
         if edge_apart
         else [],

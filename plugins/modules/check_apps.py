@@ -15,6 +15,11 @@ description:
 options:
   apps: {description: The apps., type: raw, required: true}
   label: {description: The variable that messages name., type: str, default: django_apps}
+  hosts:
+    description: Names of the hosts that the apps run on together. With more than one, an app must say how they share its files.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode: {support: full, description: Changes nothing at any time.}
 """

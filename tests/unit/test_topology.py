@@ -26,6 +26,7 @@ def test_one_host_needs_no_address() -> None:
         "addresses": {},
         "edge_apart": False,
         "app_servers": [],
+        "app_ports": {},
         "database_apart": False,
         "database": "",
         "redis_apart": False,
@@ -49,6 +50,7 @@ def test_several_hosts_know_each_other_by_their_private_addresses() -> None:
     }
     assert (found["apart"], found["edge_apart"]) == (True, True)
     assert found["app_servers"] == [{"server": "10.0.0.11:443"}, {"server": "[fd00::12]:443"}]
+    assert found["app_ports"] == {"app1": "10.0.0.11:443", "app2": "[fd00::12]:443"}
     assert topology(SEVERAL, VARIABLES, "8443")["app_servers"][0] == {"server": "10.0.0.11:8443"}
     assert (found["database"], found["redis"]) == ("10.0.0.21", "10.0.0.31")
 

@@ -318,6 +318,16 @@ def test_what_mounts_is_installed_where_the_roles_mount(shared_files: dict[str, 
     assert role({**LIVE, "shared_files": shared_files}).evaluate("__django_app_mount_packages") == packages
 
 
+def test_the_top_of_what_is_mounted_is_left_to_who_runs_the_server() -> None:
+    tasks: Any = load(ROOT / "roles/django_app/tasks/prepare.yml")
+    (write,) = [task for task in tasks if "__django_app_probes" in task.get("vars", {})]
+    for app, is_made in ((LIVE, True), (ONE_HOST, True), (MOUNTED, False)):
+        shop = on_host("app1", app, **write["vars"], wanted=write["quintet.django.write_files"]["directories"])
+        paths = [one["path"] for one in shop.evaluate("wanted")]
+        assert ("/srv/shop/shared" in paths) is is_made
+        assert "/srv/shop/shared/media" in paths
+
+
 def prove(*directories: Path) -> str:
     script = role(LIVE).evaluate("__django_app_prove_files")
     command = ["sh", "-euc", script, "sh", *map(str, directories)]

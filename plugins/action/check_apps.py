@@ -67,7 +67,7 @@ class ActionModule(ActionBase):
             }
         )
         apps, label, schema = arguments["apps"], arguments["label"], load_schema()
-        found = problems(apps, label, schema)
+        found = problems(apps, label, schema, arguments["hosts"])
         if not found:
             filled = [normalize(app, schema) for app in apps]
             where = [f"{label}[{number}]" for number in range(len(apps))]

@@ -12,7 +12,7 @@ import difflib
 import functools
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -43,6 +43,18 @@ OOM_SCORE_LIMIT = 1000
 # Of a database's URL, in the ways that Django's packages write it.
 POSTGRESQL_SCHEME = re.compile(r"(postgres|postgresql|postgis|psql|pgsql)([+-]\w+)?")
 SHARED_DIRECTORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+# A path of a URL that Nginx can have a location for; the whole site is none of them.
+LOCATION = re.compile(r"/[A-Za-z0-9._~+@-][A-Za-z0-9._~/+@-]*")
+# One word of a unit of systemd's: % would stand for something else.
+MOUNT_WORD = re.compile(r"[^\s%\\\"'\0]+")
+# Which kind of shared files each of their settings belongs to.
+SHARED_FILES = {
+    "host": ("one_host",),
+    "upload_paths": ("one_host",),
+    "source": ("mount",),
+    "options": ("mount",),
+    "host_only": ("one_host", "object_storage"),
+}
 
 # Users that Debian, or a package of Debian's, makes: base-passwd, systemd and the services that stand around a site.
 # Whatever else exists on a host is found there.
@@ -298,7 +310,101 @@ def value_problems(app: App, where: str) -> list[str]:
             for domain in app[key]
             if re.match(r"[*\[]|[0-9.]+$", str(domain))
         ]
+    found += shared_files_problems(app, where)
     return found + database_problems(app, where) + command_problems(app, where) + limit_problems(app, where)
+
+
+def common_directories(app: App) -> list[str]:
+    """Return the directories of `shared` whose files are the app's on all hosts, not a host's own."""
+    return [path for path in app["shared"] if path not in app["shared_files"]["host_only"]]
+
+
+def shared_files_problems(app: App, where: str) -> list[str]:
+    """Say what cannot be in an app's words about how its hosts share its files."""
+    given, place = app["shared_files"], f"{where}.shared_files"
+    kind, host_only = given["kind"], given["host_only"]
+    found = [
+        f"{place}.{key}: is for kind {' or '.join(kinds)}, and the kind is {kind or 'not said'}. "
+        f"Remove it, or write kind: {kinds[0]}."
+        for key, kinds in SHARED_FILES.items()
+        if given[key] and kind not in kinds
+    ]
+    found += [
+        f"{place}.host_only: '{path}' is none of the directories in {where}.shared. Name one of {', '.join(app['shared'])}."
+        if app["shared"]
+        else f"{place}.host_only: '{path}' is no directory of the app's, as {where}.shared is empty. Remove it."
+        for path in host_only
+        if path not in app["shared"]
+    ]
+    found += [
+        f"{place}.host_only: '{path}' is what visitors are shown at {app['media_url']}, by whichever host they come to. "
+        "Each host can't have its own: remove it here."
+        for path in host_only
+        if path.split("/")[0] == "media" and app["media_url"]
+    ]
+    if kind == "object_storage":
+        found += [
+            f"{where}.shared: '{path}' is a directory on each host, and the app's files are in object storage. Remove it "
+            f"(shared: [] if it is the only one), or add it to {place}.host_only if each host may have other files there, as in a cache."
+            for path in common_directories(app)
+        ]
+    if kind == "one_host" and not given["host"]:
+        found.append(f"{place}.host: is missing. Name the app host whose directory it is, as the inventory calls it.")
+    for path in given["upload_paths"]:
+        if not LOCATION.fullmatch(path):
+            found.append(
+                f"{place}.upload_paths: '{path}' is no path below /. Write one as /upload/, with all below it."
+            )
+        elif any(path.startswith(other) for other in app["websocket_paths"]):
+            found.append(f"{place}.upload_paths: '{path}' is for WebSockets. Take another path for uploads.")
+        elif any(url and path.startswith(url) for url in (app["static_url"], app["media_url"])):
+            found.append(
+                f"{place}.upload_paths: '{path}' is for files that Nginx sends. Take another path for uploads."
+            )
+    words = {
+        "source": [given["source"]] if given["source"] else [],
+        "type": [given["type"]],
+        "options": given["options"],
+    }
+    found += [
+        f"{place}.{key}: '{word}' is not one word without quotes, \\ and %. Write it as mount(8) takes it, for example "
+        "10.0.0.41:/srv/media, nfs4, nosuid."
+        for key, value in words.items()
+        for word in value
+        if not MOUNT_WORD.fullmatch(word) or "," in word
+    ]
+    if given["options"] and kind == "mount" and not given["source"]:
+        found.append(
+            f"{place}.options: are for a file system that the roles mount. Give its source, or remove them and mount it yourself."
+        )
+    return found
+
+
+def unshared_problems(apps: list[App], where: list[str], hosts: list[str]) -> list[str]:
+    """Say which apps would have other files on each of several app hosts."""
+    found = []
+    for app, place in zip(apps, where, strict=True):
+        kind, host, common = app["shared_files"]["kind"], app["shared_files"]["host"], common_directories(app)
+        if kind == "one_host" and hosts and host not in hosts:
+            found.append(
+                f"{place}.shared_files.host: '{host}' is no host that the app runs on. "
+                f"Name one of {', '.join(hosts)}: the one that has the files."
+            )
+        if kind or not common or len(hosts) < 2:
+            continue
+        name = app["name"]
+        found.append(
+            f"{place}.shared_files: app '{name}' keeps files (shared: {', '.join(common)}) and runs on {', '.join(hosts)}, "
+            "each of which would have other files. Say how they share them, by one of these lines:\n"
+            f"    shared_files: {{kind: one_host, host: {hosts[0]}, upload_paths: [/upload/]}}\n"
+            f"        the directory of {hosts[0]}: through the edge, like all requests to the paths by which files come in\n"
+            f"    shared_files: {{kind: mount, source: '10.0.0.41:/srv/{name}', type: nfs4}}\n"
+            f"        a network file system at /srv/{name}/shared of each host; without source, one that you mount there yourself\n"
+            "    shared_files: {kind: object_storage}\n"
+            "        elsewhere, by the app's own settings (django-storages); with it: shared: []\n"
+            "An app that keeps no files says so: shared: []"
+        )
+    return found
 
 
 def database_logins(app: App) -> list[str]:
@@ -508,10 +614,10 @@ def shared_problems(apps: list[App], where: list[str]) -> list[str]:
     return found
 
 
-def problems(apps: Any, label: str, schema: Schema) -> list[str]:
+def problems(apps: Any, label: str, schema: Schema, hosts: Sequence[str] = ()) -> list[str]:
     """Say all that is wrong with a list of apps; empty when nothing is.
 
-    `label` is the variable's name as the user knows it, for example django_apps.
+    `label` is the variable's name as the user knows it, for example django_apps. `hosts` are those that the apps run on together.
     """
     if not isinstance(apps, list):
         return [f"{label}: is no list. Write one entry with a name for each app."]
@@ -529,4 +635,4 @@ def problems(apps: Any, label: str, schema: Schema) -> list[str]:
     filled = [normalize(app, schema) for app in apps]
     for app, place in zip(filled, where, strict=True):
         found += value_problems(app, place)
-    return found + shared_problems(filled, where)
+    return found + shared_problems(filled, where) + unshared_problems(filled, where, [*hosts])

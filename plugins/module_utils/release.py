@@ -35,6 +35,8 @@ NOT_IN_A_RELEASE = (
     "redis",
     "secret_fallbacks",
     "secrets",
+    # In the units, which are part of the host's half of an id.
+    "shared_files",
     "source",
     "static_pool",
     "tls",

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize, once_problems, problems
 
 SCHEMA = load_schema()
@@ -77,6 +78,72 @@ def test_a_good_app_has_no_problems() -> None:
         ({"shared": ["../x"]}, "django_apps[0].shared: '../x' can't be a directory"),
         ({"shared": ["/etc"]}, "django_apps[0].shared: '/etc' can't be a directory"),
         ({"shared": ["media", "media/private"]}, "django_apps[0].shared: 'media/private' lies in 'media'"),
+        (
+            {"shared_files": {"kind": "nfs"}},
+            "value of kind must be one of: , one_host, mount, object_storage, got: nfs",
+        ),
+        ({"shared_files": {"hsot": "app1"}}, "shared_files.hsot: there is no such setting. Did you mean 'host'?"),
+        ({"shared_files": {"kind": "one_host"}}, "django_apps[0].shared_files.host: is missing. Name the app host"),
+        (
+            {"shared_files": {"host": "app1"}},
+            "shared_files.host: is for kind one_host, and the kind is not said. Remove it, or write kind: one_host.",
+        ),
+        (
+            {"shared_files": {"kind": "mount", "upload_paths": ["/upload/"]}},
+            "shared_files.upload_paths: is for kind one_host, and the kind is mount.",
+        ),
+        (
+            {"shared_files": {"kind": "object_storage", "source": "nas:/x"}},
+            "shared_files.source: is for kind mount, and the kind is object_storage.",
+        ),
+        (
+            {"shared": ["media", "cache"], "shared_files": {"kind": "mount", "host_only": ["cache"]}},
+            "shared_files.host_only: is for kind one_host or object_storage, and the kind is mount.",
+        ),
+        (
+            {"shared_files": {"kind": "object_storage"}},
+            "django_apps[0].shared: 'media' is a directory on each host, and the app's files are in object storage. Remove it",
+        ),
+        (
+            {"shared": [], "shared_files": {"kind": "object_storage", "host_only": ["cache"]}},
+            "shared_files.host_only: 'cache' is no directory of the app's",
+        ),
+        (
+            {"shared_files": {"kind": "one_host", "host": "a", "host_only": ["cache"]}},
+            "shared_files.host_only: 'cache' is none of the directories in django_apps[0].shared. Name one of media.",
+        ),
+        (
+            {"shared_files": {"kind": "object_storage", "host_only": ["media"]}},
+            "shared_files.host_only: 'media' is what visitors are shown at /media/",
+        ),
+        (
+            {"shared_files": {"kind": "one_host", "host": "a", "upload_paths": ["/"]}},
+            "shared_files.upload_paths: '/' is no path below /.",
+        ),
+        (
+            {"shared_files": {"kind": "one_host", "host": "a", "upload_paths": ["/x y/"]}},
+            "shared_files.upload_paths: '/x y/' is no path below /.",
+        ),
+        (
+            {"shared_files": {"kind": "one_host", "host": "a", "upload_paths": ["/ws/up/"]}},
+            "shared_files.upload_paths: '/ws/up/' is for WebSockets.",
+        ),
+        (
+            {"shared_files": {"kind": "one_host", "host": "a", "upload_paths": ["/media/up/"]}},
+            "shared_files.upload_paths: '/media/up/' is for files that Nginx sends.",
+        ),
+        (
+            {"shared_files": {"kind": "mount", "source": "nas:/my files"}},
+            "shared_files.source: 'nas:/my files' is not one word",
+        ),
+        (
+            {"shared_files": {"kind": "mount", "source": "nas:/x", "options": ["%h"]}},
+            "shared_files.options: '%h' is not one word",
+        ),
+        (
+            {"shared_files": {"kind": "mount", "options": ["nosuid"]}},
+            "shared_files.options: are for a file system that the roles mount.",
+        ),
         ({"static_url": "static"}, "django_apps[0].static_url: 'static' is no path."),
         ({"websocket_paths": ["ws"]}, "django_apps[0].websocket_paths: 'ws' is no path."),
         ({"keep_generations": 1}, "django_apps[0].keep_generations: 1 leaves nothing to go back to."),
@@ -288,3 +355,43 @@ def test_a_database_of_the_apps_own_counts_by_its_address(kind: str, url: str, m
     assert (refused(app, address="10.0.0.21") == []) is may
     direct = {**app, kind: {"DATABASE_URL": "sqlite:///x", "DATABASE_DIRECT_URL": url}}
     assert (refused(direct) == []) is may
+
+
+# ---- files on several hosts -----------------------------------------------------------------------------------------
+
+
+def said_on(hosts: list[str], **change: Any) -> str:
+    return "\n".join(problems([{**SHOP, **change}], "django_apps", SCHEMA, hosts))
+
+
+def test_on_several_hosts_an_app_must_say_how_they_share_its_files() -> None:
+    told = said_on(HOSTS)
+    assert told.startswith(
+        "django_apps[0].shared_files: app 'shop' keeps files (shared: media) and runs on app1, app2, each"
+    )
+    offered = [line.strip() for line in told.splitlines() if line.strip().startswith("shared_files: {")]
+    assert len(offered) == 3
+    for line in offered:
+        # As it stands there it is right, with what it says of the rest.
+        change = yaml.safe_load(line)
+        storage = change["shared_files"]["kind"] == "object_storage"
+        assert said_on(HOSTS, **change, **({"shared": []} if storage else {})) == ""
+
+
+@pytest.mark.parametrize("hosts", [[], ["app1"]])
+def test_on_one_host_there_is_nothing_to_say_and_saying_it_is_allowed(hosts: list[str]) -> None:
+    assert said_on(hosts) == ""
+    for given in ({"kind": "one_host", "host": "app1", "upload_paths": ["/upload/"]}, {"kind": "mount"}):
+        assert said_on(hosts, shared_files=given) == ""
+
+
+def test_an_app_without_common_files_has_nothing_to_say() -> None:
+    assert said_on(HOSTS, shared=[]) == ""
+    assert said_on(HOSTS, shared=["cache"], shared_files={"kind": "object_storage", "host_only": ["cache"]}) == ""
+    assert "keeps files (shared: invoices)" in said_on(HOSTS, shared=["invoices"])
+
+
+@pytest.mark.parametrize("hosts", [["app2"], ["app2", "app3"]])
+def test_the_host_with_the_files_must_be_there(hosts: list[str]) -> None:
+    told = said_on(hosts, shared_files={"kind": "one_host", "host": "app1"})
+    assert told.startswith("django_apps[0].shared_files.host: 'app1' is no host that the app runs on. Name one of app2")

@@ -219,6 +219,248 @@ def test_the_directory_of_the_sockets_is_closed_to_all_but_the_web_server() -> N
     assert "d /run/quintet/shop/1f0c2a9e-77aa01bc 0710 root www-data" in lines
 
 
+# ---- files on several hosts -----------------------------------------------------------------------------------------
+
+ONE_HOST = {
+    **LIVE,
+    "shared": ["media", "cache"],
+    "shared_files": {"kind": "one_host", "host": "app1", "host_only": ["cache"]},
+}
+MOUNTED: dict[str, Any] = {**LIVE, "shared_files": {"kind": "mount", "source": "10.0.0.41:/srv/shop"}}
+
+
+def on_host(name: str, app: dict[str, Any], hosts: tuple[str, ...] = ("app1", "app2"), **more: Any) -> Role:
+    return role(app, inventory_hostname=name, django_app_hosts=list(hosts), **more)
+
+
+def test_another_host_than_that_of_the_files_may_not_write_there() -> None:
+    keeper, other = on_host("app1", ONE_HOST), on_host("app2", ONE_HOST)
+    assert keeper.evaluate("__django_app_writable_paths") == ["/srv/shop/shared/media", "/srv/shop/shared/cache"]
+    assert other.evaluate("__django_app_writable_paths") == ["/srv/shop/shared/cache"]
+    # Also for an app that was given the whole disk.
+    assert "ReadOnlyPaths" not in keeper.evaluate("__django_app_sandbox")
+    assert other.evaluate("__django_app_sandbox") == {"UMask": "0022", "ReadOnlyPaths": "/srv/shop/shared"}
+    for name in ("properties", "units"):
+        assert "ReadWritePaths=/srv/shop/shared/media" not in str(other.evaluate(f"__django_app_named.{name}"))
+    assert "ReadOnlyPaths=/srv/shop/shared" in other.evaluate("__django_app_named.properties")
+
+
+@pytest.mark.parametrize("hosts", [(), ("app1",)])
+def test_on_one_host_what_is_said_of_several_changes_no_unit(hosts: tuple[str, ...]) -> None:
+    said, plain = on_host("app1", ONE_HOST, hosts), on_host("app1", {**ONE_HOST, "shared_files": {}}, hosts)
+    for expression in ("__django_app_named", "__django_app_sandbox", "__django_app_writable_paths"):
+        assert said.evaluate(expression) == plain.evaluate(expression)
+
+
+def test_nothing_of_an_app_starts_where_its_files_are_not_mounted() -> None:
+    wanted = ["RequiresMountsFor=/srv/shop/shared", "AssertPathIsMountPoint=/srv/shop/shared"]
+    shop = on_host("app2", {**BUSY, "shared_files": MOUNTED["shared_files"]})
+    units = shop.evaluate("__django_app_named.units")
+    assert units
+    for name, text in units.items():
+        if name.endswith(".service"):
+            assert [line for line in section(text, "Unit") if line in wanted] == wanted, name
+    # systemd-run succeeds where a condition of the unit keeps the command from running.
+    (check,) = [line for line in shop.evaluate("__django_app_named.properties") if "mountpoint" in line]
+    assert check == (
+        'ExecStartPre=/bin/sh -c "mountpoint -q /srv/shop/shared || { echo nothing is mounted at /srv/shop/shared >&2; exit 1; }"'
+    )
+    assert "RequiresMountsFor=/srv/shop /srv/shop/shared\n" in shop.render("quintet-app.service.j2")
+    assert "shared" not in role(LIVE).render("quintet-app.service.j2")
+    # An app without such directories has nothing there to be mounted.
+    assert on_host("app2", {**MOUNTED, "shared": []}).evaluate("__django_app_mounts") == []
+
+
+@pytest.mark.parametrize("server", ["gunicorn", "daphne"])
+def test_the_servers_are_told_what_must_be_mounted(server: str) -> None:
+    text = Role(
+        server,
+        **{
+            f"{server}_app_name": "shop",
+            f"{server}_application": "a:b",
+            f"{server}_generation": "1f0c2a9e-77aa01bc",
+            f"{server}_required_mounts": ["/srv/shop/shared"],
+        },
+    ).render(f"{server}.service.j2")
+    assert "AssertPathIsMountPoint=/srv/shop/shared" in section(text, "Unit")
+    assert "RequiresMountsFor=/srv/shop/shared" in section(text, "Unit")
+    tasks = str(load(ROOT / "roles/django_app/tasks/servers.yml"))
+    assert f"'{server}_required_mounts': '{{{{ __django_app_mounts }}}}'" in tasks
+
+
+def test_a_mount_is_a_unit_with_safe_options_unless_told_otherwise(tmp_path: Path) -> None:
+    mount = section(on_host("app1", MOUNTED).render("shared.mount.j2"), "Mount")
+    for line in (
+        "What=10.0.0.41:/srv/shop",
+        "Where=/srv/shop/shared",
+        "Type=nfs4",
+        "Options=_netdev,nosuid,nodev,noexec",
+    ):
+        assert line in mount
+    given = {**MOUNTED["shared_files"], "type": "cifs", "options": ["vers=3.1.1", "uid=shop"]}
+    mount = section(on_host("app1", {**LIVE, "shared_files": given}).render("shared.mount.j2"), "Mount")
+    assert "Options=vers=3.1.1,uid=shop" in mount
+    if shutil.which("systemd-analyze"):
+        unit = tmp_path / "srv-shop-shared.mount"
+        unit.write_text(on_host("app1", MOUNTED).render("shared.mount.j2"))
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False
+        )
+        assert "shared.mount" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shared_files", "packages"),
+    [
+        (MOUNTED["shared_files"], ["nfs-common"]),
+        ({"kind": "mount", "source": "//nas/shop", "type": "cifs"}, ["cifs-utils"]),
+        ({"kind": "mount", "source": "/x", "type": "none"}, []),
+        ({"kind": "mount"}, []),
+        ({}, []),
+    ],
+)
+def test_what_mounts_is_installed_where_the_roles_mount(shared_files: dict[str, Any], packages: list[str]) -> None:
+    assert role({**LIVE, "shared_files": shared_files}).evaluate("__django_app_mount_packages") == packages
+
+
+def test_the_top_of_what_is_mounted_is_left_to_who_runs_the_server() -> None:
+    tasks: Any = load(ROOT / "roles/django_app/tasks/prepare.yml")
+    (write,) = [task for task in tasks if "__django_app_probes" in task.get("vars", {})]
+    for app, is_made in ((LIVE, True), (ONE_HOST, True), (MOUNTED, False)):
+        shop = on_host("app1", app, **write["vars"], wanted=write["quintet.django.write_files"]["directories"])
+        paths = [one["path"] for one in shop.evaluate("wanted")]
+        assert ("/srv/shop/shared" in paths) is is_made
+        assert "/srv/shop/shared/media" in paths
+
+
+def prove(*directories: Path) -> str:
+    script = role(LIVE).evaluate("__django_app_prove_files")
+    command = ["sh", "-euc", script, "sh", *map(str, directories)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_hosts_with_the_same_directory_read_one_mark_and_others_another(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for directory in (one, other):
+        directory.mkdir()
+    assert len(prove(one)) > 30
+    assert prove(one, other) == prove(one)
+    assert prove(other) != prove(one)
+    assert [path.name for path in one.iterdir()] == [".quintet-shared"]
+
+
+def test_a_directory_that_cannot_be_written_to_is_no_proof(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        prove(tmp_path, tmp_path / "missing")
+
+
+def refusals(name: str, role_of: Role) -> list[str]:
+    """Return what the assertions of a file of tasks say on a host; in their conditions `when` counts."""
+    found = []
+    tasks: Any = load(ROOT / f"roles/django_app/tasks/{name}.yml")
+    for task in tasks:
+        asserted = task.get("ansible.builtin.assert")
+        if not asserted:
+            continue
+        role_of.variables |= task.get("vars", {})
+        holds = [role_of.evaluate(condition) for condition in (task.get("when", "true"), asserted["that"])]
+        # Ansible takes nothing else for a condition.
+        assert {type(one) for one in holds} == {bool}
+        if holds == [True, False]:
+            role_of.variables["message"] = asserted["fail_msg"]
+            found.append(" ".join(role_of.evaluate("message").split()))
+    return found
+
+
+def looked(app: dict[str, Any], prepare: bool = True, **lines: list[str]) -> list[str]:
+    """Return the refusals on app2, where hosts have seen these lines."""
+    looks: dict[str, Any] = {host: {"__django_app_files_look": {"stdout_lines": seen}} for host, seen in lines.items()}
+    return refusals(
+        "shared_files",
+        on_host(
+            "app2",
+            app,
+            hostvars=looks,
+            ansible_play_batch=list(looks),
+            django_app_prepare=prepare,
+            **looks["app2"],
+        ),
+    )
+
+
+BY_OTHERS = {**LIVE, "shared_files": {"kind": "mount"}}
+NAS = "10.0.0.41:/srv/shop nfs4"
+
+
+@pytest.mark.parametrize(
+    ("app", "prepare", "lines", "said"),
+    [
+        (BY_OTHERS, True, {"app1": [NAS], "app2": [NAS]}, ""),
+        (BY_OTHERS, True, {"app1": [NAS], "app2": ["- -"]}, "nothing is mounted at /srv/shop/shared on app2"),
+        (MOUNTED, True, {"app1": ["- -"], "app2": ["- -"]}, ""),
+        (MOUNTED, False, {"app1": [NAS], "app2": ["- -"]}, "Run site.yml, which mounts it."),
+        (
+            MOUNTED,
+            True,
+            {"app1": ["- -"], "app2": ["- -", "./media/a"]},
+            "/srv/shop/shared/media/a is on the own disk of app2",
+        ),
+        (BY_OTHERS, True, {"app1": [NAS], "app2": [NAS, "./media/a"]}, "where a mount hides it"),
+        (
+            BY_OTHERS,
+            True,
+            {"app1": ["nas:/shop nfs4"], "app2": [NAS]},
+            "app1 has nas:/shop nfs4, app2 has 10.0.0.41:/srv/shop nfs4",
+        ),
+        (
+            MOUNTED,
+            True,
+            {"app1": ["nas:/old nfs4"], "app2": ["nas:/old nfs4"]},
+            "nas:/old is mounted at /srv/shop/shared on app2",
+        ),
+        (ONE_HOST, True, {"app2": ["- -"]}, ""),
+        (
+            ONE_HOST,
+            True,
+            {"app2": ["- -", "media/a"]},
+            "/srv/shop/shared/media/a is on app2, and shared_files says that app1",
+        ),
+    ],
+)
+def test_what_would_make_hosts_differ_or_hide_files_is_refused(
+    app: dict[str, Any], prepare: bool, lines: dict[str, list[str]], said: str
+) -> None:
+    told = looked(app, prepare, **lines)
+    if not said:
+        assert told == []
+    else:
+        assert len(told) == 1
+        assert said in told[0]
+
+
+def test_a_user_with_other_numbers_on_another_host_is_refused() -> None:
+    numbers = {
+        name: {"__django_app_users": {"results": [{"uid": uid}]}} for name, uid in (("app1", 998), ("app2", 997))
+    }
+    common: dict[str, Any] = {"hostvars": numbers, "ansible_play_batch": ["app1", "app2"], "ansible_check_mode": False}
+    (told,) = refusals("mount", on_host("app2", MOUNTED, **common))
+    assert "app1 has 998, app2 has 997" in told
+    assert "usermod --uid 998 shop" in told
+    cifs = {**LIVE, "shared_files": {"kind": "mount", "source": "//nas/x", "type": "cifs"}}
+    assert refusals("mount", on_host("app2", cifs, **common)) == []
+
+
+def test_hosts_that_do_not_see_each_others_files_are_refused() -> None:
+    for second, count in (("a", 0), ("b", 1)):
+        marks = {
+            "app1": {"__django_app_files_mark": {"stdout": "a"}},
+            "app2": {"__django_app_files_mark": {"stdout": second}},
+        }
+        assert (
+            len(refusals("prove_files", on_host("app2", MOUNTED, hostvars=marks, ansible_play_batch=[*marks]))) == count
+        )
+
+
 # ---- workers, timers, hooks ----------------------------------------------------------------------------------------
 
 BUSY = {
@@ -443,6 +685,7 @@ def test_a_quick_deploy_notices_what_it_would_not_see_to() -> None:
         {"user": "keeper"},
         {"database": False},
         {"channel_layer": False},
+        {"shared_files": {"kind": "one_host", "host": "app1", "upload_paths": ["/upload/"]}},
     ):
         assert role({**LIVE, **change}).evaluate("__django_app_prepared") != prepared
 

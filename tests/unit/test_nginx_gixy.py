@@ -21,6 +21,7 @@ APP = {
     "nginx": {
         "limit_strict_paths": ["/admin/login/"],
         "streamed_paths": ["/upload/"],
+        "pinned_paths": {"/files/": ["10.0.0.11:443"], "/upload/": ["10.0.0.11:443"]},
         "websocket_origins": ["shop.example"],
         "maintenance_bypass": ["192.0.2.0/24"],
     },

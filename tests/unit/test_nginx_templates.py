@@ -1002,3 +1002,94 @@ def test_the_host_asks_by_itself_where_the_first_certificate_does_not_come() -> 
     timer, issue = load("tasks/site_acme.yml")
     assert timer["ansible.builtin.systemd_service"]["name"] == "quintet-acme.timer"
     assert "issue" in issue["ansible.builtin.command"]["argv"]
+
+
+# ---- paths that go to certain servers alone -------------------------------------------------------------------------
+
+PINNED = {"/media/": ["10.0.0.11:443"], "/upload/": ["10.0.0.11:443"]}
+
+
+def test_pinned_paths_go_to_their_servers_alone() -> None:
+    text = site(pinned_paths=PINNED, servers_tls=True, websocket_servers=[{"server": "10.0.0.12:443"}])
+    assert blocks(text, "upstream .*")[2:] == ["upstream shop-pinned-1", "upstream shop-websocket"]
+    assert re.findall("server (.*);", block(text, "upstream shop-pinned-1")) == ["10.0.0.11:443 max_conns=256"]
+    for path in PINNED:
+        location = block(text, f"location ^~ {path}")
+        assert "proxy_pass https://shop-pinned-1;" in location
+        assert "include quintet/proxy.conf;" in location
+        assert "proxy_request_buffering on;" in location
+        # All else it has of the site: its limits, headers, sizes and times.
+        assert not re.search("limit_|add_header|client_max_body_size|timeout", location)
+    assert "proxy_pass https://shop-http;" in block(text, "location /")
+
+
+def test_each_list_of_servers_is_one_upstream() -> None:
+    others = {"/upload/other/": ["10.0.0.12:443", "10.0.0.13:443"]}
+    # The longest path decides, as Nginx chooses its location, in whatever order they are written.
+    for paths in ({**PINNED, **others}, {**others, **PINNED}):
+        location = block(site(pinned_paths=paths), "location ^~ /upload/other/")
+        (upstream,) = re.findall("proxy_pass http://(.*);", location)
+        assert "10.0.0.12:443" in block(site(pinned_paths=paths), f"upstream {upstream}")
+    text = site(pinned_paths={**PINNED, **others}, http_max_conns=0)
+    assert [name for name in blocks(text, "upstream .*") if "pinned" in name] == [
+        "upstream shop-pinned-1",
+        "upstream shop-pinned-2",
+    ]
+    assert re.findall("server (.*);", block(text, "upstream shop-pinned-2")) == ["10.0.0.12:443", "10.0.0.13:443"]
+    assert "pinned" not in site()
+
+
+def test_a_streamed_path_may_be_pinned_or_lie_in_a_pinned_one() -> None:
+    paths = {"/upload/": ["10.0.0.11:443"], "/big/files/": ["10.0.0.12:443"]}
+    text = site(pinned_paths=paths, streamed_paths=["/upload/", "/upload/film/", "/big/", "/stream/"])
+    for path, upstream in (
+        ("/upload/", "pinned-1"),
+        ("/upload/film/", "pinned-1"),
+        ("/big/", "http"),
+        ("/stream/", "http"),
+    ):
+        assert f"proxy_pass http://shop-{upstream};" in block(text, f"location {path}")
+    # Never twice, which Nginx refuses.
+    assert blocks(text, r"location \^~ .*") == ["location ^~ /quintet-errors/", "location ^~ /big/files/"]
+    assert "proxy_request_buffering off;" in block(text, "location ^~ /big/files/")
+
+
+def test_pinned_files_are_counted_as_files_and_full_servers_as_busy() -> None:
+    text = site(pinned_paths=PINNED)
+    assert '"~^[^:]*:/media/" file;' in block(text, 'map "$quintet_upgrade:$uri" $quintet_shop_kind')
+    assert "/upload/" not in block(text, 'map "$quintet_upgrade:$uri" $quintet_shop_kind')
+    busy = re.search('"~(.*)" 1;', block(text, "map $upstream_addr $quintet_shop_busy"))
+    assert busy
+    for name, is_busy in (("shop-pinned-1", True), ("shop-http", True), ("10.0.0.11:443", False)):
+        assert bool(re.search(busy[1], name)) is is_busy
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pinned_paths": {"/": ["a:1"]}}, "nginx_site_pinned_paths: '/' is no path below /."),
+        ({"pinned_paths": {"/x{": ["a:1"]}}, "nginx_site_pinned_paths: '/x{' is no path below /."),
+        ({"pinned_paths": {"/x/": []}}, "nginx_site_pinned_paths: the servers of '/x/' are none."),
+        ({"pinned_paths": {"/x/": "a:1"}}, "nginx_site_pinned_paths: the servers of '/x/' are none."),
+        ({"pinned_paths": {"/x/": ["a:1;"]}}, "nginx_site_pinned_paths: the servers of '/x/' are none."),
+        (
+            {"pinned_paths": {"/ws/up/": ["a:1"]}, "websocket_servers": [{"server": "a:1"}]},
+            "nginx_site_pinned_paths: '/ws/up/' is for WebSockets ('/ws/')",
+        ),
+        (
+            {"pinned_paths": {"/media/": ["a:1"]}, "media_root": "/srv/media"},
+            "nginx_site_pinned_paths: '/media/' is for files that are served from here ('/media/')",
+        ),
+    ],
+)
+def test_paths_that_cannot_be_pinned_are_refused(settings: dict[str, Any], said: str) -> None:
+    given = {f"nginx_site_{name}": value for name, value in settings.items()}
+    plain = {"nginx_site_name": "shop", "nginx_site_domains": ["shop.example"]}
+    told = render("site_faults.j2", **plain, nginx_site_http_servers=[{"server": SERVER}], **given)
+    assert said in told
+
+
+def test_nothing_is_served_from_here_of_an_app_with_object_storage() -> None:
+    assert "location ^~ /media/" in app_site()
+    assert "location ^~ /media/" in app_site(shared_files={"kind": "mount"})
+    assert "/media/" not in app_site(shared_files={"kind": "object_storage"}, shared=[])

@@ -255,3 +255,43 @@ def test_only_hosts_that_serve_one_site_together_agree_who_does_what_is_done_onc
     each = {"app": ["app1", "app2"], "database": ["app1", "app2"]}
     assert evaluate("{{ django_app_hosts }}", hostvars=hosts, groups=each) == []
     assert evaluate("{{ django_app_hosts }}", hostvars=hosts, groups={"app": ["app1"]}) == []
+
+
+SEVERAL = {
+    "hostvars": {
+        name: {"ansible_host": f"10.0.0.{number}"} for number, name in enumerate(("edge1", "app1", "app2"), 1)
+    },
+    "groups": {"edge": ["edge1"], "app": ["app1", "app2"]},
+}
+
+
+def test_app_hosts_of_one_site_know_each_other_and_those_of_several_do_not() -> None:
+    assert evaluate("{{ django_app_hosts }}", **SEVERAL) == ["app1", "app2"]
+    each = {"hostvars": SEVERAL["hostvars"], "groups": {"edge": ["app1", "app2"], "app": ["app1", "app2"]}}
+    assert evaluate("{{ django_app_hosts }}", **each) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "paths"),
+    [
+        ({}, {}),
+        ({"shared_files": {"kind": "mount"}}, {}),
+        ({"shared_files": {"kind": "one_host", "host": "app2"}}, {"/media/": ["10.0.0.3:443"]}),
+        (
+            {"shared_files": {"kind": "one_host", "host": "app1", "upload_paths": ["/up/"]}, "media_url": "/files/"},
+            {"/files/": ["10.0.0.2:443"], "/up/": ["10.0.0.2:443"]},
+        ),
+        (
+            {"shared_files": {"kind": "one_host", "host": "app1"}, "nginx": {"media_url": "https://cdn.test/"}},
+            {},
+        ),
+    ],
+)
+def test_the_edge_sends_files_to_the_host_that_has_them(change: dict[str, Any], paths: dict[str, list[str]]) -> None:
+    app = {**ENTRY, "name": "shop", **change}
+    assert evaluate("{{ pinned_paths }}", django_app=app, **SEVERAL) == paths
+
+
+def test_apps_are_checked_for_the_hosts_that_they_run_on() -> None:
+    (check,) = (task for task, _ in tasks(play("site.yml", "Read what is known about the hosts")["tasks"]))
+    assert evaluate(check["quintet.django.check_apps"]["hosts"], **SEVERAL) == ["app1", "app2"]

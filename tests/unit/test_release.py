@@ -66,6 +66,7 @@ def test_settings_change_it(change: dict[str, Any]) -> None:
         {"worker_stay_seconds": 9},
         {"static_pool": {"days": 1}},
         {"tls": "self_signed"},
+        {"shared_files": {"kind": "one_host", "host": "app1"}},
     ],
     ids=lambda change: next(iter(change)),
 )

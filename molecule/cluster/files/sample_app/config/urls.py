@@ -1,11 +1,15 @@
-"""What each path of the site is answered by, and one path that tells who asked whom."""
+"""What each path of the site is answered by, with paths that tell who asked whom and keep files."""
 
+from config.files import keep
 from config.telling import telling
 from django.contrib import admin
 from django.urls import include, path
 
 urlpatterns = [
     path("telling", telling),
+    # By the edge's way for uploads, and by another one.
+    path("upload/<str:name>", keep),
+    path("elsewhere/<str:name>", keep),
     path("admin/", admin.site.urls),
     path("", include("chat.urls")),
 ]

@@ -43,6 +43,9 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 PARTS = ("edge", "app", "database", "redis")
+# For so long the edge leaves out an app host that did not take or answer a request. Then one request tries it, and waits for
+# its connection at most; where all are left out, everybody waits for this.
+FAIL_SECONDS = 5
 
 
 def address_of(host: str, variables: Mapping[str, Any]) -> str:
@@ -88,7 +91,11 @@ def topology(
         "apart": apart,
         "addresses": addresses,
         "edge_apart": edge_apart,
-        "app_servers": [{"server": with_port(addresses[host], app_port)} for host in hosts["app"]]
+        # After one failure the others are asked; which servers are failing is known to all workers, and forgotten soon.
+        "app_servers": [
+            {"server": with_port(addresses[host], app_port), "max_fails": 1, "fail_timeout": FAIL_SECONDS}
+            for host in hosts["app"]
+        ]
         if edge_apart
         else [],
     }

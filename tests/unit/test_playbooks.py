@@ -85,6 +85,13 @@ def test_on_another_host_every_database_asks_for_a_password() -> None:
     assert evaluate("{{ [django_app_database_address, django_app_redis_address] }}", **given) == ["10.0.0.2", ""]
 
 
+def test_a_late_app_is_told_of_by_its_own_host_before_the_edge_gives_it_up() -> None:
+    given = task_of(play("site.yml", "Set up the edge"), "sites of app hosts")["vars"]
+    for app, times in (({}, [65, 80]), ({"nginx": {"http_timeout": 300, "websocket_timeout": "90"}}, [305, 95])):
+        told = [given["nginx_site_http_timeout"], given["nginx_site_websocket_timeout"]]
+        assert [int(evaluate(time, django_app=app)) for time in told] == times
+
+
 def test_a_site_without_passwords_has_nothing_to_do_between_build_and_migration() -> None:
     after = task_of(play("site.yml", "Let PostgreSQL accept the apps' passwords"), "databases")
     # A secret of that name may be the app's own.

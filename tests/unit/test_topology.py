@@ -48,8 +48,9 @@ def test_several_hosts_know_each_other_by_their_private_addresses() -> None:
         "redis1": "10.0.0.31",
     }
     assert (found["apart"], found["edge_apart"]) == (True, True)
-    assert found["app_servers"] == [{"server": "10.0.0.11:443"}, {"server": "[fd00::12]:443"}]
-    assert topology(SEVERAL, VARIABLES, "8443")["app_servers"][0] == {"server": "10.0.0.11:8443"}
+    assert [entry["server"] for entry in found["app_servers"]] == ["10.0.0.11:443", "[fd00::12]:443"]
+    assert {(entry["max_fails"], entry["fail_timeout"]) for entry in found["app_servers"]} == {(1, 5)}
+    assert topology(SEVERAL, VARIABLES, "8443")["app_servers"][0]["server"] == "10.0.0.11:8443"
     assert (found["database"], found["redis"]) == ("10.0.0.21", "10.0.0.31")
 
 

@@ -85,6 +85,36 @@ def test_on_another_host_every_database_asks_for_a_password() -> None:
     assert evaluate("{{ [django_app_database_address, django_app_redis_address] }}", **given) == ["10.0.0.2", ""]
 
 
+PARTS: dict[str, list[str]] = {
+    "edge": ["edge1", "edge2"],
+    "app": ["web1", "web2"],
+    "database": ["db1"],
+    "redis": ["redis1"],
+}
+HOSTS: dict[str, Any] = {
+    name: {"ansible_host": f"10.0.0.{number}"}
+    for number, name in enumerate(("edge1", "edge2", "web1", "web2", "db1", "redis1"), start=1)
+}
+
+
+def test_without_tls_all_parts_do_without_it_and_with_it_none() -> None:
+    asked = "{{ [topology.tls, postgresql_tls, redis_tls, django_app_authority, app_port] }}"
+    given = {"groups": PARTS, "hostvars": HOSTS, "inventory_hostname": "web1"}
+    assert evaluate(asked, **given) == [True, True, True, "/etc/quintet-authority/authority.pem", 443]
+    assert evaluate(asked, **given, quintet_between_hosts="plain") == [False, False, False, "", 80]
+
+
+@pytest.mark.parametrize(("tls", "edges", "refused"), [("acme", 2, True), ("acme", 1, False), ("provided", 2, False)])
+def test_an_authority_that_asks_at_the_names_is_not_for_several_edges(tls: str, edges: int, refused: bool) -> None:
+    task = next(
+        t for t, _ in tasks([play("site.yml", "Read what is known about the hosts")]) if "ACME" in t.get("name", "")
+    )
+    apps = [{**ENTRY, "name": "shop", "tls": tls}]
+    given = {"groups": {**PARTS, "edge": PARTS["edge"][:edges]}, "hostvars": HOSTS, "django_apps": apps}
+    condition = "{{ " + task["ansible.builtin.assert"]["that"] + " }}"
+    assert evaluate(condition, **given, by_acme=evaluate(task["vars"]["by_acme"], **given)) is not refused
+
+
 def test_a_late_app_is_told_of_by_its_own_host_before_the_edge_gives_it_up() -> None:
     given = task_of(play("site.yml", "Set up the edge"), "sites of app hosts")["vars"]
     for app, times in (({}, [65, 80]), ({"nginx": {"http_timeout": 300, "websocket_timeout": "90"}}, [305, 95])):

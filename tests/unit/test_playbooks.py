@@ -97,6 +97,32 @@ HOSTS: dict[str, Any] = {
 }
 
 
+def open_to(host: str, **given: Any) -> dict[str, tuple[list[int], list[str]]]:
+    """Return who may reach which ports of a host, by the name of the service; none that nobody may reach."""
+    known = {"groups": PARTS, "hostvars": HOSTS, "inventory_hostname": host, **given}
+    services = evaluate("{{ firewall_services }}", **known)
+    return {one["name"]: ([int(port) for port in one["ports"]], one["from"]) for one in services if one["from"]}
+
+
+def test_each_part_is_reached_by_those_that_need_it() -> None:
+    edges, apps = ["10.0.0.1", "10.0.0.2"], ["10.0.0.3", "10.0.0.4"]
+    assert open_to("edge2") == {"sites": ([80, 443], ["anywhere"])}
+    assert open_to("edge1", nginx_http3=True)["sites by HTTP/3"] == ([443], ["anywhere"])
+    assert open_to("web1") == {"sites for the edge": ([443], edges)}
+    assert open_to("web1", quintet_between_hosts="plain") == {"sites for the edge": ([80], edges)}
+    assert open_to("db1") == {"PostgreSQL": ([5432], apps)}
+    with_layer = [{**ENTRY, "name": "chat", "asgi": "x:y", "channel_layer_port": 26379}, *APPS]
+    assert open_to("redis1", django_apps=with_layer) == {"Redis": ([26379], apps)}
+    peers = evaluate("{{ firewall_peers }}", groups=PARTS, hostvars=HOSTS)
+    assert sorted(peers) == [*edges, *apps, "10.0.0.5", "10.0.0.6"]
+
+
+def test_of_a_site_on_one_host_only_its_pages_are_open() -> None:
+    alone = {"groups": {part: ["web1"] for part in PARTS}, "hostvars": {"web1": {}}}
+    assert open_to("web1", **alone) == {"sites": ([80, 443], ["anywhere"])}
+    assert evaluate("{{ firewall_peers }}", **alone) == []
+
+
 def test_without_tls_all_parts_do_without_it_and_with_it_none() -> None:
     asked = "{{ [topology.tls, postgresql_tls, redis_tls, django_app_authority, app_port] }}"
     given = {"groups": PARTS, "hostvars": HOSTS, "inventory_hostname": "web1"}

@@ -382,6 +382,7 @@ def test_a_quick_deploy_notices_what_it_would_not_see_to() -> None:
     of_last_year = {"nginx": {"tls_certificate": "2026.pem", "tls_key": "2026.key"}}
     assert role({**LIVE, **of_last_year}).evaluate("__django_app_prepared") == prepared
     assert role({**LIVE, "database_login": "password"}).evaluate("__django_app_prepared") != prepared
+    assert role(LIVE, django_app_authority="").evaluate("__django_app_prepared") != prepared
     for change in (
         {"tls": "self_signed"},
         {"nginx": {"tls_hsts": 0}},

@@ -884,6 +884,7 @@ def test_a_site_without_tls_answers_the_edge_alone() -> None:
         "http.conf.j2", **known
     )
     assert "ssl_" not in text
+    assert "if ($quintet_shop_unheard) {" in text
     assert "quintet_trusted" not in site()
 
 

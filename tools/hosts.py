@@ -220,7 +220,8 @@ def run_arguments(cgroups: int) -> list[str]:
     arguments = [
         # What systemd and its sandboxes need; --privileged would hand over the machine, and fails on some.
         # SYS_PTRACE: without it PrivateUsers= fails beside ProtectProc=invisible, since PID 1 may not see its own child.
-        *("--cap-add", "SYS_ADMIN", "--cap-add", "SYS_PTRACE"),
+        # NET_ADMIN: a firewall of the host's own, in its own network namespace.
+        *("--cap-add", "SYS_ADMIN", "--cap-add", "SYS_PTRACE", "--cap-add", "NET_ADMIN"),
         *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
         *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec"),  # noqa: S108  (the host's own)
         *("--stop-signal", "RTMIN+3"),

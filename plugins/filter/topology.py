@@ -19,6 +19,10 @@ options:
   _input: {description: "The variable C(groups).", type: dict, required: true}
   hostvars: {description: "The variable C(hostvars).", type: dict, required: true}
   app_port: {description: "The port on which the app hosts' Nginx serves an edge that is apart.", type: int, default: 443}
+  between:
+    description: How hosts reach each other, by V(tls) or, V(plain), without it in a network that nobody else reads.
+    type: str
+    default: tls
 """
 
 EXAMPLES = r"""
@@ -30,6 +34,7 @@ _value:
   description:
     - C(apart), whether a site has more than one host; C(edge_apart), C(database_apart) and C(redis_apart), whether that part is
       on another host than an app is.
+    - C(tls), whether hosts reach each other by TLS; not where a site has one host.
     - C(addresses), that of each host by its name, if C(apart).
     - C(app_servers), the app hosts by their names as the edge's Nginx asks them, if C(edge_apart).
     - C(database) and C(redis), the address of their host where it is apart, else an empty text.
@@ -43,6 +48,9 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 PARTS = ("edge", "app", "database", "redis")
+# For so long the edge leaves out an app host that did not take or answer a request. Then one request tries it, and waits for
+# its connection at most; where all are left out, everybody waits for this.
+FAIL_SECONDS = 5
 
 
 def address_of(host: str, variables: Mapping[str, Any]) -> str:
@@ -65,9 +73,17 @@ def with_port(address: str, port: int | str) -> str:
 
 
 def topology(
-    groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Mapping[str, Any]], app_port: int | str = 443
+    groups: Mapping[str, Sequence[str]],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    app_port: int | str = 443,
+    between: str = "tls",
 ) -> dict[str, Any]:
-    """Return where the parts are; raises AnsibleFilterError for groups that make no site."""
+    """Return where the parts are; raises AnsibleFilterError for groups that make no site, and for TLS given up in public."""
+    if between not in ("tls", "plain"):
+        raise AnsibleFilterError(
+            f"quintet_between_hosts: '{between}' is no way between hosts. Write tls, or plain for a network that nobody else reads. "
+            "Nothing was changed."
+        )
     hosts = {part: list(groups.get(part, ())) for part in PARTS}
     every = {host for names in hosts.values() for host in names}
     apart = len(every) > 1 and any({*names} != every for names in hosts.values() if names)
@@ -83,12 +99,26 @@ def topology(
             "Move it, or leave one host in both groups. Nothing was changed."
         )
     addresses = {host: address_of(host, hostvars[host]) for host in sorted(every)} if apart else {}
+    public = [f"{host} ({address})" for host, address in addresses.items() if ipaddress.ip_address(address).is_global]
+    if public and between == "plain":
+        raise AnsibleFilterError(
+            f"quintet_between_hosts: plain, and reached by an address of the internet: {', '.join(public)}. Passwords and "
+            "pages would go through it in the open. Set quintet_address to an address in a network of the hosts' own, or write tls. "
+            "Nothing was changed."
+        )
     edge_apart = apart and bool(hosts["edge"]) and not both
     found: dict[str, Any] = {
         "apart": apart,
+        "tls": apart and between == "tls",
         "addresses": addresses,
         "edge_apart": edge_apart,
-        "app_servers": {host: with_port(addresses[host], app_port) for host in hosts["app"]} if edge_apart else {},
+        # After one failure the others are asked; which servers are failing is known to all workers, and forgotten soon.
+        "app_servers": {
+            host: {"server": with_port(addresses[host], app_port), "max_fails": 1, "fail_timeout": FAIL_SECONDS}
+            for host in hosts["app"]
+        }
+        if edge_apart
+        else {},
     }
     for part in ("database", "redis"):
         # One way for all app hosts, or they would not have the same release.

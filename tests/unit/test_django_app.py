@@ -109,6 +109,28 @@ def test_a_database_elsewhere_is_the_apps_own_word() -> None:
     assert "DATABASE_URL" not in environment(database=False)
 
 
+def test_other_hosts_are_reached_by_tls_and_verified_unless_there_is_no_authority() -> None:
+    elsewhere = {"django_app_database_address": "10.0.0.21", "django_app_redis_address": "fd00::31"}
+    app = {**LIVE, "channel_layer_port": 20001}
+
+    def urls(**more: Any) -> tuple[str, str]:
+        found = role(app, **elsewhere, **more)
+        return (
+            found.evaluate("__django_app_environment")["CHANNEL_LAYER_URL"],
+            found.evaluate("__django_app_composed")["DATABASE_URL"]["text"],
+        )
+
+    authority = "/etc/quintet-authority/authority.pem"
+    layer, database = urls()
+    assert layer.startswith("rediss://")
+    assert layer.endswith(f"@[fd00::31]:20001?ssl_ca_certs={authority}")
+    assert database.endswith(f"@10.0.0.21:5432/{app['name']}?sslmode=verify-full&sslrootcert={authority}")
+    layer, database = urls(django_app_authority="")
+    assert layer.startswith("redis://")
+    assert layer.endswith("@[fd00::31]:20001")
+    assert database.endswith(f"@10.0.0.21:5432/{app['name']}?sslmode=disable")
+
+
 def test_a_database_with_a_password_is_found_by_a_secret() -> None:
     shop = role({**LIVE, "user": "keeper", "database_login": "password"})
     assert "DATABASE_URL" not in shop.evaluate("__django_app_environment")
@@ -678,6 +700,7 @@ def test_a_quick_deploy_notices_what_it_would_not_see_to() -> None:
     of_last_year = {"nginx": {"tls_certificate": "2026.pem", "tls_key": "2026.key"}}
     assert role({**LIVE, **of_last_year}).evaluate("__django_app_prepared") == prepared
     assert role({**LIVE, "database_login": "password"}).evaluate("__django_app_prepared") != prepared
+    assert role(LIVE, django_app_authority="").evaluate("__django_app_prepared") != prepared
     for change in (
         {"tls": "self_signed"},
         {"nginx": {"tls_hsts": 0}},

@@ -41,7 +41,7 @@ def test_a_cluster_has_each_part_on_hosts_of_its_own_and_right_apps() -> None:
     groups = {name: found[name]["hosts"] for name in ("edge", "app", "database", "redis")}
     where = topology(groups, hosts)
     assert (where["edge_apart"], where["database"], where["redis"]) == (True, "10.0.0.21", "10.0.0.31")
-    assert where["app_servers"] == [{"server": "10.0.0.11:443"}, {"server": "10.0.0.12:443"}]
+    assert [entry["server"] for entry in where["app_servers"].values()] == ["10.0.0.11:443", "10.0.0.12:443"]
     assert problems(hosts["app1"]["django_apps"], "django_apps", load_schema(), groups["app"]) == []
 
 

@@ -917,6 +917,89 @@ def test_servers_that_are_not_asked_now_stay_down_until_told(now: str, given: di
     assert [line.split()[1] for line in lines if line.endswith(" down;")] == down
 
 
+def test_a_site_without_tls_answers_the_edge_alone() -> None:
+    given = {
+        "nginx_site_name": "shop",
+        "nginx_site_domains": ["shop.example"],
+        "nginx_site_aliases": ["www.shop.example"],
+        "nginx_site_http_servers": [{"server": SERVER}],
+        "nginx_site_proxies_only": True,
+    }
+    assert "would answer nobody" in render("site_faults.j2", **given)
+    known = {**given, "nginx_trusted_proxies": ["10.0.0.1"]}
+    assert render("site_faults.j2", **known).strip() == ""
+    text = render("site.conf.j2", **known)
+    # Of what connects, not of whom it speaks for.
+    assert (
+        text.count("if ($quintet_trusted = 0) {\n        return 444;")
+        == text.count("include quintet/listen.conf;")
+        == 2
+    )
+    assert "geo $realip_remote_addr $quintet_trusted {\n    default 0;\n    10.0.0.1 1;\n}" in render(
+        "http.conf.j2", **known
+    )
+    assert "ssl_" not in text
+    assert "if ($quintet_shop_unheard) {" in text
+    assert "quintet_trusted" not in site()
+
+
+def test_an_edge_without_tls_counts_files_as_files() -> None:
+    servers = [{"server": "10.0.0.11:80"}, {"server": "10.0.0.12:80"}]
+    text = site(http_servers=servers, servers_have_files=True)
+    assert '"~^[^:]*:/static/" file;' in text
+    assert "proxy_pass https://" not in text
+    assert "proxy_ssl" not in text
+
+
+def test_where_no_app_had_the_request_the_edge_gets_no_answer() -> None:
+    # It then asks another host; an answer, a 502 of the app's own too, it passes on.
+    text = block(inner_site(), "location @quintet_502")
+    assert text.index("$quintet_shop_busy") < text.index("if ($quintet_shop_unheard) {\n            return 444;")
+    assert 'map $upstream_connect_time $quintet_shop_unheard {\n    default 1;\n    "~[0-9]" 0;\n}' in inner_site()
+    # Clients of an edge get its page.
+    assert "unheard" not in site()
+    assert "proxy_next_upstream error timeout;" in render("http.conf.j2")
+
+
+SERVERS = [{"server": "10.0.0.11:443"}, {"server": "10.0.0.12:443"}]
+
+
+@pytest.mark.parametrize(
+    ("sticky", "key"),
+    [("address", "$remote_addr"), ("cookie sessionid", "$cookie_sessionid"), ("header X-User-Id", "$http_x_user_id")],
+)
+def test_clients_stay_where_they_were_by_choice(sticky: str, key: str) -> None:
+    text = site(http_servers=SERVERS, websocket_servers=SERVERS, sticky=sticky)
+    assert f'map {key} $quintet_shop_sticky {{\n    default {key};\n    "" $remote_addr;\n}}' in text
+    for upstream in ("shop-http", "shop-websocket", "shop-reserved"):
+        lines = [line.strip() for line in block(text, f"upstream {upstream}").splitlines()]
+        assert "hash $quintet_shop_sticky consistent;" in lines
+        assert "least_conn;" not in lines
+    # One server is always the same.
+    assert "hash" not in block(site(sticky=sticky), "upstream shop-http")
+
+
+def test_without_it_sockets_go_where_fewest_are() -> None:
+    text = site(http_servers=SERVERS, websocket_servers=SERVERS)
+    assert "least_conn;" in block(text, "upstream shop-websocket")
+    assert "sticky" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"sticky": "cookie"}, "'cookie' tells no clients apart"),
+        ({"sticky": "cookie a;b"}, "'cookie a;b' tells no clients apart"),
+        ({"sticky": "ip"}, "'ip' tells no clients apart"),
+        ({"sticky": "address", "http_balance": "ip_hash"}, "takes the place of nginx_site_http_balance"),
+        ({"sticky": "address", "websocket_balance": "round_robin"}, "takes the place of nginx_site_http_balance"),
+    ],
+)
+def test_an_impossible_stickiness_is_refused(given: dict[str, str], fault: str) -> None:
+    app = {"name": "shop", "domains": ["shop.example"], "nginx": given}
+    assert fault in render("site_faults.j2", django_app=app)
+
+
 @pytest.mark.parametrize(
     ("domain", "name"),
     [("shop.example", "shop.example"), ("*.shop.example", "edge.shop.example"), ("[fd00::1]", "fd00::1")],

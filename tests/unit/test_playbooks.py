@@ -85,6 +85,69 @@ def test_on_another_host_every_database_asks_for_a_password() -> None:
     assert evaluate("{{ [django_app_database_address, django_app_redis_address] }}", **given) == ["10.0.0.2", ""]
 
 
+PARTS: dict[str, list[str]] = {
+    "edge": ["edge1", "edge2"],
+    "app": ["web1", "web2"],
+    "database": ["db1"],
+    "redis": ["redis1"],
+}
+HOSTS: dict[str, Any] = {
+    name: {"ansible_host": f"10.0.0.{number}"}
+    for number, name in enumerate(("edge1", "edge2", "web1", "web2", "db1", "redis1"), start=1)
+}
+
+
+def open_to(host: str, **given: Any) -> dict[str, tuple[list[int], list[str]]]:
+    """Return who may reach which ports of a host, by the name of the service; none that nobody may reach."""
+    known = {"groups": PARTS, "hostvars": HOSTS, "inventory_hostname": host, **given}
+    services = evaluate("{{ firewall_services }}", **known)
+    return {one["name"]: ([int(port) for port in one["ports"]], one["from"]) for one in services if one["from"]}
+
+
+def test_each_part_is_reached_by_those_that_need_it() -> None:
+    edges, apps = ["10.0.0.1", "10.0.0.2"], ["10.0.0.3", "10.0.0.4"]
+    assert open_to("edge2") == {"sites": ([80, 443], ["anywhere"])}
+    assert open_to("edge1", nginx_http3=True)["sites by HTTP/3"] == ([443], ["anywhere"])
+    assert open_to("web1") == {"sites for the edge": ([443], edges)}
+    assert open_to("web1", quintet_between_hosts="plain") == {"sites for the edge": ([80], edges)}
+    assert open_to("db1") == {"PostgreSQL": ([5432], apps)}
+    with_layer = [{**ENTRY, "name": "chat", "asgi": "x:y", "channel_layer_port": 26379}, *APPS]
+    assert open_to("redis1", django_apps=with_layer) == {"Redis": ([26379], apps)}
+    peers = evaluate("{{ firewall_peers }}", groups=PARTS, hostvars=HOSTS)
+    assert sorted(peers) == [*edges, *apps, "10.0.0.5", "10.0.0.6"]
+
+
+def test_of_a_site_on_one_host_only_its_pages_are_open() -> None:
+    alone = {"groups": {part: ["web1"] for part in PARTS}, "hostvars": {"web1": {}}}
+    assert open_to("web1", **alone) == {"sites": ([80, 443], ["anywhere"])}
+    assert evaluate("{{ firewall_peers }}", **alone) == []
+
+
+def test_without_tls_all_parts_do_without_it_and_with_it_none() -> None:
+    asked = "{{ [topology.tls, postgresql_tls, redis_tls, django_app_authority, app_port] }}"
+    given = {"groups": PARTS, "hostvars": HOSTS, "inventory_hostname": "web1"}
+    assert evaluate(asked, **given) == [True, True, True, "/etc/quintet-authority/authority.pem", 443]
+    assert evaluate(asked, **given, quintet_between_hosts="plain") == [False, False, False, "", 80]
+
+
+@pytest.mark.parametrize(("tls", "edges", "refused"), [("acme", 2, True), ("acme", 1, False), ("provided", 2, False)])
+def test_an_authority_that_asks_at_the_names_is_not_for_several_edges(tls: str, edges: int, refused: bool) -> None:
+    task = next(
+        t for t, _ in tasks([play("site.yml", "Read what is known about the hosts")]) if "ACME" in t.get("name", "")
+    )
+    apps = [{**ENTRY, "name": "shop", "tls": tls}]
+    given = {"groups": {**PARTS, "edge": PARTS["edge"][:edges]}, "hostvars": HOSTS, "django_apps": apps}
+    condition = "{{ " + task["ansible.builtin.assert"]["that"] + " }}"
+    assert evaluate(condition, **given, by_acme=evaluate(task["vars"]["by_acme"], **given)) is not refused
+
+
+def test_a_late_app_is_told_of_by_its_own_host_before_the_edge_gives_it_up() -> None:
+    given = task_of(play("site.yml", "Set up the edge"), "sites of app hosts")["vars"]
+    for app, times in (({}, [65, 80]), ({"nginx": {"http_timeout": 300, "websocket_timeout": "90"}}, [305, 95])):
+        told = [given["nginx_site_http_timeout"], given["nginx_site_websocket_timeout"]]
+        assert [int(evaluate(time, django_app=app)) for time in told] == times
+
+
 def test_a_site_without_passwords_has_nothing_to_do_between_build_and_migration() -> None:
     after = task_of(play("site.yml", "Let PostgreSQL accept the apps' passwords"), "databases")
     # A secret of that name may be the app's own.

@@ -203,6 +203,19 @@ def test_apps_of_other_hosts_come_by_tls_and_with_a_password() -> None:
     ]
 
 
+def test_in_a_network_of_its_own_it_does_without_tls() -> None:
+    network = {
+        "postgresql_listen_addresses": ["10.0.0.5"],
+        "postgresql_clients": ["10.0.0.11"],
+        "postgresql_tls": False,
+    }
+    assert not [line for line in lines("quintet.conf.j2", **network) if line.startswith("ssl")]
+    rules = lines("pg_hba.conf.j2", **network)
+    assert [rule for rule in rules if rule.startswith("host")] == [
+        "host samerole +quintet-by-password 10.0.0.11/32 scram-sha-256"
+    ]
+
+
 def test_another_certificate_is_another_configuration() -> None:
     def digest(*results: dict[str, Any]) -> Any:
         return value("__postgresql_tls_digest", __postgresql_tls_files={"results": list(results)})

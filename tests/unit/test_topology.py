@@ -23,6 +23,7 @@ VARIABLES: dict[str, dict[str, Any]] = {
 def test_one_host_needs_no_address() -> None:
     assert topology(ONE, VARIABLES) == {
         "apart": False,
+        "tls": False,
         "addresses": {},
         "edge_apart": False,
         "app_servers": {},
@@ -48,9 +49,33 @@ def test_several_hosts_know_each_other_by_their_private_addresses() -> None:
         "redis1": "10.0.0.31",
     }
     assert (found["apart"], found["edge_apart"]) == (True, True)
-    assert found["app_servers"] == {"app1": "10.0.0.11:443", "app2": "[fd00::12]:443"}
-    assert topology(SEVERAL, VARIABLES, "8443")["app_servers"]["app1"] == "10.0.0.11:8443"
+    assert [entry["server"] for entry in found["app_servers"].values()] == ["10.0.0.11:443", "[fd00::12]:443"]
+    assert {(entry["max_fails"], entry["fail_timeout"]) for entry in found["app_servers"].values()} == {(1, 5)}
+    assert topology(SEVERAL, VARIABLES, "8443")["app_servers"]["app1"]["server"] == "10.0.0.11:8443"
     assert (found["database"], found["redis"]) == ("10.0.0.21", "10.0.0.31")
+
+
+def test_hosts_reach_each_other_by_tls_unless_told_otherwise() -> None:
+    assert topology(SEVERAL, VARIABLES)["tls"] is True
+    assert topology(SEVERAL, VARIABLES, 80, "plain")["tls"] is False
+    # A site on one host has nothing between hosts, whatever is said.
+    assert topology(ONE, VARIABLES, 80, "plain") == topology(ONE, VARIABLES)
+
+
+def test_nothing_goes_through_the_internet_in_the_open() -> None:
+    public = {**VARIABLES, "db1": {"ansible_host": "8.8.8.8"}}
+    assert topology(SEVERAL, public)["database"] == "8.8.8.8"
+    with pytest.raises(
+        AnsibleFilterError, match=r"plain, and reached by an address of the internet: db1 \(8\.8\.8\.8\)"
+    ):
+        topology(SEVERAL, public, 80, "plain")
+    with pytest.raises(AnsibleFilterError, match="quintet_between_hosts: 'off' is no way between hosts"):
+        topology(SEVERAL, VARIABLES, 80, "off")
+
+
+def test_several_edges_ask_the_same_app_hosts() -> None:
+    found = topology({**SEVERAL, "edge": ["edge1", "redis1"]}, VARIABLES)
+    assert found == topology(SEVERAL, VARIABLES)
 
 
 def test_what_is_with_one_of_several_apps_is_apart_for_all() -> None:

@@ -85,6 +85,81 @@ def test_on_another_host_every_database_asks_for_a_password() -> None:
     assert evaluate("{{ [django_app_database_address, django_app_redis_address] }}", **given) == ["10.0.0.2", ""]
 
 
+APART: dict[str, Any] = {
+    "hostvars": {
+        "web1": {
+            "ansible_host": "10.0.0.1",
+            "ansible_facts": {"processor_nproc": 2, "memtotal_mb": 4096},
+            "django_app_rotations": ROTATIONS,
+        },
+        "db1": {"ansible_host": "10.0.0.2"},
+    },
+    "groups": {"app": ["web1"], "database": ["db1"]},
+}
+
+
+def test_on_another_host_the_running_app_has_less_than_the_owner() -> None:
+    apps = [*APPS, {**ENTRY, "name": "ddl", "database_rights": "schema"}]
+    (task,) = DataLoader().load_from_file(
+        str(PLAYBOOKS[0].parent / "tasks/database_passwords.yml"), trusted_as_template=True
+    )
+    names = ("rights", "owner_certificate", "timeouts")
+    wanted = "{{ [" + ", ".join(f"postgresql_database_{name}" for name in names) + "] }}"
+    timeouts = {"statement_seconds": 60}
+    given = {
+        "django_app": {"name": "word", "user": "word", "database_rights": "data", "database_timeouts": timeouts},
+        **{f"postgresql_database_{name}": task["vars"][f"postgresql_database_{name}"] for name in names},
+    }
+    assert evaluate(wanted, **given, **APART) == ["data", True, timeouts]
+    # Where the app is on the same host, it is the owner, and migrates as who it is.
+    assert evaluate(wanted, **given) == ["schema", False, {}]
+    assert evaluate("{{ postgresql_client_databases }}", **APART, django_apps=apps) == ["peer", "word", "back"]
+    assert evaluate("{{ postgresql_client_databases }}", django_apps=apps) == []
+
+
+def test_each_app_host_gets_a_certificate_for_the_owner_of_each_database() -> None:
+    certificates = task_of(play("site.yml", "Give the hosts certificates of the inventory's own authority"), "own the")
+    for host, names in (("web1", ["peer", "word", "back"]), ("db1", [])):
+        found = evaluate(certificates["loop"], inventory_hostname=host, **APART)
+        assert [app["name"] for app in found] == names
+    assert evaluate(certificates["loop"], inventory_hostname="web1") == []
+
+
+def test_connections_are_counted_where_the_database_is_apart() -> None:
+    counted = "{{ [postgresql_needed_connections, postgresql_needed_connections_sum] }}"
+    count, said = evaluate(counted, **APART)
+    # Three apps with a database, on one host and on one that may come, and administration.
+    assert count == 2 * 3 * 40 + 13
+    assert said.count("web1") == 3
+    assert evaluate(counted) == [0, ""]
+
+
+def test_a_pool_is_a_choice_and_before_a_database_on_another_host_only() -> None:
+    chosen = "{{ [database_is_pooled, django_app_database_pool_port] }}"
+    assert evaluate(chosen, **APART) == [False, 0]
+    assert evaluate(chosen, **APART, quintet_database_pool=True) == [True, 6432]
+    assert evaluate(chosen, **APART, quintet_database_pool=True, pgbouncer_port=7000) == [True, 7000]
+    assert evaluate(chosen, quintet_database_pool=True) == [False, 0]
+    pools = evaluate("{{ pgbouncer_databases }}", **APART, quintet_database_pool=True)
+    assert pools["word"] == {"users": ["word_1", "word_2"], "pool_size": 20}
+    assert [*pools] == ["peer", "word", "back"]
+    assert evaluate("{{ [pgbouncer_listen_addresses, pgbouncer_clients] }}", **APART) == [["10.0.0.2"], ["10.0.0.1"]]
+    assert (
+        evaluate("{{ postgresql_needed_connections }}", **APART, quintet_database_pool=True) == 3 * 40 + 2 * 3 * 4 + 13
+    )
+
+
+@pytest.mark.parametrize("playbook", ["site.yml", "deploy.yml", "rotate.yml"])
+def test_pgbouncer_knows_a_password_before_a_generation_has_it(playbook: str) -> None:
+    plays = yaml.safe_load((PLAYBOOKS[0].parent / playbook).read_text())
+    names = [task.get("name") for task, _ in tasks(plays)]
+    (pool,) = (number for number, name in enumerate(names) if "PgBouncer" in str(name))
+    accepts = [number for number, name in enumerate(names) if str(name).startswith("Let PostgreSQL accept")]
+    assert max(accepts) < pool < names.index("Migrate")
+    found = [task for task, _ in tasks(plays)][pool]
+    assert found["when"] == "database_is_pooled"
+
+
 def test_a_site_without_passwords_has_nothing_to_do_between_build_and_migration() -> None:
     after = task_of(play("site.yml", "Let PostgreSQL accept the apps' passwords"), "databases")
     # A secret of that name may be the app's own.

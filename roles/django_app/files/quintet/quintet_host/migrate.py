@@ -225,8 +225,8 @@ def _run(
 def _as_owner(generation: Generation, owner: dict[str, str], unit: str) -> tuple[Generation, list[str]]:
     """Return the generation as its database's owner runs it, and the variables that say so; raises QuintetError.
 
-    The key is for this unit alone. Its processes have the app's user, but another group first: so the kernel lets no process of the
-    running app look into them (ptrace(2), access mode checking).
+    The key is for this unit alone. Its processes have the app's user, and the kernel lets no process of the running app look into them:
+    they have another user namespace (PrivateUsers=), and, for a sandbox without it, another group first (ptrace(2), access modes).
     """
     paths = {name: Path(owner[name]) for name in ("certificate", "key")}
     for path in paths.values():

@@ -20,7 +20,7 @@ options:
   hostvars: {description: "The variable C(hostvars).", type: dict, required: true}
   app_port: {description: "The port on which the app hosts' Nginx serves an edge that is apart.", type: int, default: 443}
   between:
-    description: How hosts reach each other, by V(tls) or, V(plain), without it in a network that nobody else reads.
+    description: How an edge asks app hosts, by V(tls) or, V(plain), without it in a network that nobody else reads.
     type: str
     default: tls
 """
@@ -34,7 +34,7 @@ _value:
   description:
     - C(apart), whether a site has more than one host; C(edge_apart), C(database_apart) and C(redis_apart), whether that part is
       on another host than an app is.
-    - C(tls), whether hosts reach each other by TLS; not where a site has one host.
+    - C(tls), whether an edge asks app hosts by TLS; not where a site has one host.
     - C(addresses), that of each host by its name, if C(apart).
     - C(app_servers), the app hosts by their names as the edge's Nginx asks them, if C(edge_apart).
     - C(database) and C(redis), the address of their host where it is apart, else an empty text.
@@ -81,7 +81,8 @@ def topology(
     """Return where the parts are; raises AnsibleFilterError for groups that make no site, and for TLS given up in public."""
     if between not in ("tls", "plain"):
         raise AnsibleFilterError(
-            f"quintet_between_hosts: '{between}' is no way between hosts. Write tls, or plain for a network that nobody else reads. "
+            f"quintet_edge_to_apps: '{between}' is no way from an edge to app hosts. "
+            "Write tls, or plain for a network that nobody else reads. "
             "Nothing was changed."
         )
     hosts = {part: list(groups.get(part, ())) for part in PARTS}
@@ -102,8 +103,8 @@ def topology(
     public = [f"{host} ({address})" for host, address in addresses.items() if ipaddress.ip_address(address).is_global]
     if public and between == "plain":
         raise AnsibleFilterError(
-            f"quintet_between_hosts: plain, and reached by an address of the internet: {', '.join(public)}. Passwords and "
-            "pages would go through it in the open. Set quintet_address to an address in a network of the hosts' own, or write tls. "
+            f"quintet_edge_to_apps: plain, and reached by an address of the internet: {', '.join(public)}. What people "
+            "send and get would go through it in the open. Set quintet_address to an address in a network of the hosts' own, or write tls. "
             "Nothing was changed."
         )
     edge_apart = apart and bool(hosts["edge"]) and not both

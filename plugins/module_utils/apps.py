@@ -415,6 +415,16 @@ def database_logins(app: App) -> list[str]:
 
 
 def database_problems(app: App, where: str) -> list[str]:
+    """Say why an app could not log in to its database with a password, and which time-outs are none."""
+    timeouts = [
+        f"{where}.database_timeouts.{name}: {value} is below 0. Give seconds, or 0 for never."
+        for name, value in app["database_timeouts"].items()
+        if value < 0
+    ]
+    return timeouts + login_problems(app, where)
+
+
+def login_problems(app: App, where: str) -> list[str]:
     """Say why an app could not log in to its database with a password."""
     if app["database_login"] != "password":
         return []
@@ -547,13 +557,17 @@ def limit_problems(app: App, where: str) -> list[str]:
     limits |= {
         f"probes[{number}].timeout_seconds": probe["timeout_seconds"] for number, probe in enumerate(app["probes"])
     }
-    for key, names in (("workers", ("processes", "stop_seconds")), ("timers", ("timeout_seconds", "stop_seconds"))):
+    for key, names in (
+        ("workers", ("processes", "database_connections", "stop_seconds")),
+        ("timers", ("timeout_seconds", "stop_seconds")),
+    ):
         limits |= {f"{key}[{number}].{name}": entry[name] for number, entry in enumerate(app[key]) for name in names}
     limits |= {
         "dump.keep": app["dump"]["keep"],
         "dump.max_mb": app["dump"]["max_mb"],
         "migration_lock_seconds": app["migration_lock_seconds"],
         "worker_stay_seconds": app["worker_stay_seconds"],
+        "database_pool_size": app["database_pool_size"],
         "secret_fallbacks.days": app["secret_fallbacks"]["days"],
         "static_pool.days": app["static_pool"]["days"],
         "static_pool.max_mb": app["static_pool"]["max_mb"],

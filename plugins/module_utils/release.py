@@ -25,6 +25,9 @@ RENDERED_FROM = (
 # What an app's dictionary says about the edge or about the way of a change, not about what runs.
 NOT_IN_A_RELEASE = (
     "aliases",
+    "database_pool_size",
+    "database_rights",
+    "database_timeouts",
     "domains",
     "dump",
     "keep_generations",

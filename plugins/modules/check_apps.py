@@ -16,7 +16,9 @@ options:
   apps: {description: The apps., type: raw, required: true}
   label: {description: The variable that messages name., type: str, default: django_apps}
   hosts:
-    description: Names of the hosts that serve the apps together. Several must have a way to agree who does what is to be done once, and an app must say how they share its files.
+    description:
+      - Names of the hosts that serve the apps together. Several must have a way to agree who does what is to be done once, and an app
+        must say how they share its files.
     type: list
     elements: str
     default: []

@@ -102,6 +102,8 @@ def database(url: str) -> dict[str, Any]:
         settings["TEST"] = {"NAME": Path(tempfile.gettempdir()) / f"quintet-chat-test-{os.getpid()}.sqlite3"}
     elif settings["ENGINE"].endswith("postgresql"):
         options.setdefault("connect_timeout", 5)
+        # Where PgBouncer is in between, a cursor's next rows would be asked of another session.
+        settings["DISABLE_SERVER_SIDE_CURSORS"] = bool(secret("DATABASE_DIRECT_URL"))
     return settings
 
 

@@ -51,7 +51,7 @@ def spans(*hosts: str) -> list[Span]:
 
 def never_two(found: list[Span]) -> bool:
     """Say whether each process had ended when the next one began."""
-    return all(earlier.ended <= later.began for earlier, later in zip(found, found[1:], strict=False))
+    return all(earlier.ended <= later.began for earlier, later in itertools.pairwise(found))
 
 
 def ticks(since: float = 0) -> list[tuple[float, str]]:
@@ -62,7 +62,7 @@ def ticks(since: float = 0) -> list[tuple[float, str]]:
 
 def never_twice(found: list[tuple[float, str]]) -> bool:
     """Say whether no time of the timer was one of two runs."""
-    return all(later - earlier > LATE_SECONDS for (earlier, _), (later, _) in zip(found, found[1:], strict=False))
+    return all(later - earlier > LATE_SECONDS for (earlier, _), (later, _) in itertools.pairwise(found))
 
 
 def told(name: str, unit: str) -> str:

@@ -12,17 +12,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from rendering import Role
+from rendering import Role, load
 
 DAY = datetime.timedelta(days=1)
 NAMES = {"inventory_hostname": "app1", "hostvars": {"app1": {"ansible_host": "10.0.0.11"}}}
 
 
-def certificate(days: float, *names: str) -> str:
+def certificate(days: float, *names: str, common_name: str = "x") -> str:
     """Return a certificate that is good for so many days from now."""
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.datetime.now(datetime.UTC)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -104,3 +104,36 @@ def test_a_host_gets_another_certificate_when_it_needs_one(found: Callable[[], s
         __authority_host_file=file(found()),
     )
     assert given.evaluate("__authority_host_is_good") is good
+
+
+@pytest.mark.parametrize(
+    ("found", "good"),
+    [
+        (lambda: "", False),
+        (lambda: certificate(3650, common_name="shop:owner") + AUTHORITY, True),
+        (lambda: certificate(3650, common_name="chat:owner") + AUTHORITY, False),
+        (lambda: certificate(1200, common_name="shop:owner") + AUTHORITY, False),
+        (lambda: certificate(3650, common_name="shop:owner") + certificate(7301), False),
+        (lambda: certificate(3650, common_name="shop:owner"), False),
+    ],
+    ids=["none", "good", "another name", "last third", "another authority", "cut off"],
+)
+def test_a_client_gets_another_certificate_when_it_needs_one(found: Callable[[], str], good: bool) -> None:
+    given = role(
+        authority_client_name="shop:owner",
+        __authority_file=file(AUTHORITY),
+        __authority_made={"skipped": True},
+        __authority_client_file=file(found()),
+    )
+    assert given.evaluate("__authority_client_is_good") is good
+    assert given.evaluate("authority_client_directory") == "/etc/quintet-authority/private/clients/shop:owner"
+
+
+def test_a_client_is_no_server() -> None:
+    tasks: Any = load(role().path / "tasks/client.yml")
+    (made,) = (task for task in tasks if "block" in task)
+    (asks,) = (task for task in made["block"] if "community.crypto.openssl_csr_pipe" in task)
+    options = asks["community.crypto.openssl_csr_pipe"]
+    assert options["extended_key_usage"] == ["clientAuth"]
+    assert options["use_common_name_for_san"] is False
+    assert made["block"][0]["quintet.django.write_files"]["directories"][-1]["mode"] == "0700"

@@ -109,26 +109,18 @@ def test_a_database_elsewhere_is_the_apps_own_word() -> None:
     assert "DATABASE_URL" not in environment(database=False)
 
 
-def test_other_hosts_are_reached_by_tls_and_verified_unless_there_is_no_authority() -> None:
-    elsewhere = {"django_app_database_address": "10.0.0.21", "django_app_redis_address": "fd00::31"}
-    app = {**LIVE, "channel_layer_port": 20001}
-
-    def urls(**more: Any) -> tuple[str, str]:
-        found = role(app, **elsewhere, **more)
-        return (
-            found.evaluate("__django_app_environment")["CHANNEL_LAYER_URL"],
-            found.evaluate("__django_app_composed")["DATABASE_URL"]["text"],
-        )
-
+def test_other_hosts_are_reached_by_tls_and_verified() -> None:
+    app = role(
+        {**LIVE, "channel_layer_port": 20001},
+        django_app_database_address="10.0.0.21",
+        django_app_redis_address="fd00::31",
+    )
     authority = "/etc/quintet-authority/authority.pem"
-    layer, database = urls()
+    layer = app.evaluate("__django_app_environment")["CHANNEL_LAYER_URL"]
     assert layer.startswith("rediss://")
     assert layer.endswith(f"@[fd00::31]:20001?ssl_ca_certs={authority}")
-    assert database.endswith(f"@10.0.0.21:5432/{app['name']}?sslmode=verify-full&sslrootcert={authority}")
-    layer, database = urls(django_app_authority="")
-    assert layer.startswith("redis://")
-    assert layer.endswith("@[fd00::31]:20001")
-    assert database.endswith(f"@10.0.0.21:5432/{app['name']}?sslmode=disable")
+    database = app.evaluate("__django_app_composed")["DATABASE_URL"]["text"]
+    assert f"@10.0.0.21:5432/{LIVE['name']}?sslmode=verify-full&sslrootcert={authority}&" in database
 
 
 def test_a_database_with_a_password_is_found_by_a_secret() -> None:
@@ -145,6 +137,50 @@ def test_a_database_with_a_password_is_found_by_a_secret() -> None:
     peer = role(LIVE)
     assert "DATABASE_PASSWORD" not in peer.evaluate("__django_app_secrets")
     assert peer.evaluate("__django_app_composed") == {}
+
+
+@pytest.mark.parametrize(("address", "host"), [("10.0.0.5", "10.0.0.5"), ("fd00::5", "[fd00::5]")])
+def test_a_database_on_another_host_is_the_same_for_all_and_migrated_by_its_owner(address: str, host: str) -> None:
+    shop = role({**LIVE, "user": "web"}, django_app_database_address=address)
+    # Or each host would migrate it.
+    assert shop.evaluate("__django_app_has_own_database") is False
+    assert shop.evaluate("__django_app_composed.DATABASE_URL.text").startswith(
+        f"postgresql://web_{{login}}:{{value}}@{host}:5432/shop?sslmode=verify-full&sslrootcert="
+    )
+    for noticed in ("connect_timeout=5", "tcp_user_timeout=10000", "keepalives_idle=5"):
+        assert noticed in shop.evaluate("__django_app_composed.DATABASE_URL.text")
+    owner = shop.evaluate("__django_app_way.database_owner")
+    assert owner["url"].startswith(f"postgresql://shop%3Aowner@{host}:5432/shop?sslmode=verify-full")
+    assert owner["key"] == "/etc/quintet-authority/private/clients/shop/key.pem"
+    # No process of the running app has it, nor can one get it.
+    assert owner["group"] == "web-build"
+
+
+def test_the_running_app_goes_through_a_pool_and_knows_the_way_past_it() -> None:
+    shop = role(LIVE, django_app_database_address="10.0.0.5", django_app_database_pool_port=6432)
+    composed = shop.evaluate("__django_app_composed")
+    assert composed.keys() == {"DATABASE_URL", "DATABASE_DIRECT_URL"}
+    through, past = (composed[name]["text"] for name in ("DATABASE_URL", "DATABASE_DIRECT_URL"))
+    assert through.startswith("postgresql://shop_{login}:{value}@10.0.0.5:6432/shop?sslmode=verify-full")
+    assert past == through.replace(":6432/", ":5432/")
+    # Migrations hold locks.
+    assert ":5432/" in shop.evaluate("__django_app_way.database_owner.url")
+
+
+def test_on_one_host_nobody_else_migrates() -> None:
+    assert "database_owner" not in role(LIVE).evaluate("__django_app_way")
+    own = {**LIVE, "environment": {"DATABASE_URL": "postgresql://elsewhere/shop"}}
+    assert "database_owner" not in role(own, django_app_database_address="10.0.0.5").evaluate("__django_app_way")
+    assert role(own).evaluate("__django_app_has_own_database") is False
+
+
+def test_rights_in_a_database_on_another_host_are_site_ymls_business() -> None:
+    def prepared(address: str, **change: Any) -> Any:
+        return role({**LIVE, **change}, django_app_database_address=address).evaluate("__django_app_prepared")
+
+    for change in ({"database_rights": "schema"}, {"database_timeouts": {"statement_seconds": 5}}):
+        assert prepared("10.0.0.5", **change) != prepared("10.0.0.5")
+        assert prepared("", **change) == prepared("")
 
 
 def test_an_old_password_outlives_the_way_back_to_peer_but_not_the_apps_own_secret() -> None:
@@ -700,7 +736,6 @@ def test_a_quick_deploy_notices_what_it_would_not_see_to() -> None:
     of_last_year = {"nginx": {"tls_certificate": "2026.pem", "tls_key": "2026.key"}}
     assert role({**LIVE, **of_last_year}).evaluate("__django_app_prepared") == prepared
     assert role({**LIVE, "database_login": "password"}).evaluate("__django_app_prepared") != prepared
-    assert role(LIVE, django_app_authority="").evaluate("__django_app_prepared") != prepared
     for change in (
         {"tls": "self_signed"},
         {"nginx": {"tls_hsts": 0}},

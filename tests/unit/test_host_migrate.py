@@ -91,6 +91,51 @@ def test_settings_reach_the_process(here: Machine) -> None:
     assert second == ["migrate", "--lock-seconds=2.5"]
 
 
+@pytest.fixture
+def owner(here: Machine, tmp_path: Path) -> dict[str, str]:
+    """Give the app a database on another host, and the certificate that its owner is known by."""
+    found = {"url": "postgresql://shop%3Aowner@10.0.0.5:5432/shop?sslmode=verify-full", "group": "shop-build"}
+    for name in ("certificate", "key"):
+        (tmp_path / name).touch()
+        found[name] = str(tmp_path / name)
+    settings(here, database_owner=found)
+    return found
+
+
+def test_a_database_on_another_host_is_migrated_by_its_owner(here: Machine, owner: dict[str, str]) -> None:
+    here.system.answers = [Captured(0, (end(),), "success")]
+    own = [f"LoadCredential={name}:/etc/quintet/shop/{name}" for name in ("SECRET_KEY", "DATABASE_URL")]
+    found = generation(here, properties=[*own, "EnvironmentFile=/etc/quintet/shop/environment"])
+    migrate.plan(here.host, "shop", found)
+    [(unit, options, command)] = here.system.captured
+    there = f"/run/credentials/{unit}/database-owner-"
+    url = f"{owner['url']}&sslcert={there}certificate&sslkey={there}key"
+    # What a unit's own files say of a variable would win over its settings, but not over this.
+    assert command[:3] == ["/usr/bin/env", f"DATABASE_URL={url}", f"DATABASE_DIRECT_URL={url}"]
+    assert command[3].endswith("/venv/bin/python")
+    properties = [option.removeprefix("--property=") for option in options if option.startswith("--property=")]
+    # The app's own is not there, so that it looks for the variable.
+    assert [line for line in properties if line.startswith("LoadCredential=")] == [
+        own[0],
+        f"LoadCredential=database-owner-certificate:{owner['certificate']}",
+        f"LoadCredential=database-owner-key:{owner['key']}",
+    ]
+    # Another group first than any process of the running app has.
+    assert [line for line in properties if "Group" in line] == [
+        "Group=shop-build",
+        f"SupplementaryGroups={found.group}",
+    ]
+    assert f"User={found.user}" in properties
+
+
+def test_without_its_certificate_nobody_is_the_owner(here: Machine, owner: dict[str, str]) -> None:
+    Path(owner["key"]).unlink()
+    with pytest.raises(QuintetError, match="can't log in as the owner") as told:
+        migrate.plan(here.host, "shop", generation(here))
+    assert "site.yml" in told.value.remedy
+    assert here.system.captured == []
+
+
 def test_the_plan_alone(here: Machine) -> None:
     here.system.answers = [Captured(0, (end(plan=PLAN, irreversible=PLAN[1:]),), "success")]
     assert migrate.plan(here.host, "shop", generation(here)) == (PLAN[0], f"{PLAN[1]} (can't be reversed)")

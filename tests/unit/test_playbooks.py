@@ -109,7 +109,7 @@ def test_each_part_is_reached_by_those_that_need_it() -> None:
     assert open_to("edge2") == {"sites": ([80, 443], ["anywhere"])}
     assert open_to("edge1", nginx_http3=True)["sites by HTTP/3"] == ([443], ["anywhere"])
     assert open_to("web1") == {"sites for the edge": ([443], edges)}
-    assert open_to("web1", quintet_between_hosts="plain") == {"sites for the edge": ([80], edges)}
+    assert open_to("web1", quintet_edge_to_apps="plain") == {"sites for the edge": ([80], edges)}
     assert open_to("db1") == {"PostgreSQL": ([5432], apps)}
     with_layer = [{**ENTRY, "name": "chat", "asgi": "x:y", "channel_layer_port": 26379}, *APPS]
     assert open_to("redis1", django_apps=with_layer) == {"Redis": ([26379], apps)}
@@ -123,11 +123,11 @@ def test_of_a_site_on_one_host_only_its_pages_are_open() -> None:
     assert evaluate("{{ firewall_peers }}", **alone) == []
 
 
-def test_without_tls_all_parts_do_without_it_and_with_it_none() -> None:
-    asked = "{{ [topology.tls, postgresql_tls, redis_tls, django_app_authority, app_port] }}"
+def test_without_tls_the_edge_asks_by_http_and_nothing_else_changes() -> None:
+    asked = "{{ [topology.tls, app_port, django_app_gate] }}"
     given = {"groups": PARTS, "hostvars": HOSTS, "inventory_hostname": "web1"}
-    assert evaluate(asked, **given) == [True, True, True, "/etc/quintet-authority/authority.pem", 443]
-    assert evaluate(asked, **given, quintet_between_hosts="plain") == [False, False, False, "", 80]
+    assert evaluate(asked, **given) == [True, 443, "ssl_reject_handshake on;"]
+    assert evaluate(asked, **given, quintet_edge_to_apps="plain") == [False, 80, "return 444;"]
 
 
 @pytest.mark.parametrize(("tls", "edges", "refused"), [("acme", 2, True), ("acme", 1, False), ("provided", 2, False)])
@@ -142,10 +142,90 @@ def test_an_authority_that_asks_at_the_names_is_not_for_several_edges(tls: str, 
 
 
 def test_a_late_app_is_told_of_by_its_own_host_before_the_edge_gives_it_up() -> None:
-    given = task_of(play("site.yml", "Set up the edge"), "sites of app hosts")["vars"]
+    (task,) = DataLoader().load_from_file(str(FOLDER / "tasks/edge_site.yml"), trusted_as_template=True)
+    given = task["vars"]
     for app, times in (({}, [65, 80]), ({"nginx": {"http_timeout": 300, "websocket_timeout": "90"}}, [305, 95])):
         told = [given["nginx_site_http_timeout"], given["nginx_site_websocket_timeout"]]
         assert [int(evaluate(time, django_app=app)) for time in told] == times
+
+
+DATABASE_APART: dict[str, Any] = {
+    "hostvars": {
+        "web1": {
+            "ansible_host": "10.0.0.1",
+            "ansible_facts": {"processor_nproc": 2, "memtotal_mb": 4096},
+            "django_app_rotations": ROTATIONS,
+        },
+        "db1": {"ansible_host": "10.0.0.2"},
+    },
+    "groups": {"app": ["web1"], "database": ["db1"]},
+}
+
+
+def test_on_another_host_the_running_app_has_less_than_the_owner() -> None:
+    apps = [*APPS, {**ENTRY, "name": "ddl", "database_rights": "schema"}]
+    (task,) = DataLoader().load_from_file(
+        str(PLAYBOOKS[0].parent / "tasks/database_passwords.yml"), trusted_as_template=True
+    )
+    names = ("rights", "owner_certificate", "timeouts")
+    wanted = "{{ [" + ", ".join(f"postgresql_database_{name}" for name in names) + "] }}"
+    timeouts = {"statement_seconds": 60}
+    given = {
+        "django_app": {"name": "word", "user": "word", "database_rights": "data", "database_timeouts": timeouts},
+        **{f"postgresql_database_{name}": task["vars"][f"postgresql_database_{name}"] for name in names},
+    }
+    assert evaluate(wanted, **given, **DATABASE_APART) == ["data", True, timeouts]
+    # Where the app is on the same host, it is the owner, and migrates as who it is.
+    assert evaluate(wanted, **given) == ["schema", False, {}]
+    assert evaluate("{{ postgresql_client_databases }}", **DATABASE_APART, django_apps=apps) == ["peer", "word", "back"]
+    assert evaluate("{{ postgresql_client_databases }}", django_apps=apps) == []
+
+
+def test_each_app_host_gets_a_certificate_for_the_owner_of_each_database() -> None:
+    certificates = task_of(play("site.yml", "Give the hosts certificates of the inventory's own authority"), "own the")
+    for host, names in (("web1", ["peer", "word", "back"]), ("db1", [])):
+        found = evaluate(certificates["loop"], inventory_hostname=host, **DATABASE_APART)
+        assert [app["name"] for app in found] == names
+    assert evaluate(certificates["loop"], inventory_hostname="web1") == []
+
+
+def test_connections_are_counted_where_the_database_is_apart() -> None:
+    counted = "{{ [postgresql_needed_connections, postgresql_needed_connections_sum] }}"
+    count, said = evaluate(counted, **DATABASE_APART)
+    # Three apps with a database, on one host and on one that may come, and administration.
+    assert count == 2 * 3 * 40 + 13
+    assert said.count("web1") == 3
+    assert evaluate(counted) == [0, ""]
+
+
+def test_a_pool_is_a_choice_and_before_a_database_on_another_host_only() -> None:
+    chosen = "{{ [database_is_pooled, django_app_database_pool_port] }}"
+    assert evaluate(chosen, **DATABASE_APART) == [False, 0]
+    assert evaluate(chosen, **DATABASE_APART, quintet_database_pool=True) == [True, 6432]
+    assert evaluate(chosen, **DATABASE_APART, quintet_database_pool=True, pgbouncer_port=7000) == [True, 7000]
+    assert evaluate(chosen, quintet_database_pool=True) == [False, 0]
+    pools = evaluate("{{ pgbouncer_databases }}", **DATABASE_APART, quintet_database_pool=True)
+    assert pools["word"] == {"users": ["word_1", "word_2"], "pool_size": 20}
+    assert [*pools] == ["peer", "word", "back"]
+    assert evaluate("{{ [pgbouncer_listen_addresses, pgbouncer_clients] }}", **DATABASE_APART) == [
+        ["10.0.0.2"],
+        ["10.0.0.1"],
+    ]
+    assert (
+        evaluate("{{ postgresql_needed_connections }}", **DATABASE_APART, quintet_database_pool=True)
+        == 3 * 40 + 2 * 3 * 4 + 13
+    )
+
+
+@pytest.mark.parametrize("playbook", ["site.yml", "deploy.yml", "rotate.yml"])
+def test_pgbouncer_knows_a_password_before_a_generation_has_it(playbook: str) -> None:
+    plays = yaml.safe_load((PLAYBOOKS[0].parent / playbook).read_text())
+    names = [task.get("name") for task, _ in tasks(plays)]
+    (pool,) = (number for number, name in enumerate(names) if "PgBouncer" in str(name))
+    accepts = [number for number, name in enumerate(names) if str(name).startswith("Let PostgreSQL accept")]
+    assert max(accepts) < pool < names.index("Migrate")
+    found = [task for task, _ in tasks(plays)][pool]
+    assert found["when"] == "database_is_pooled"
 
 
 def test_a_site_without_passwords_has_nothing_to_do_between_build_and_migration() -> None:

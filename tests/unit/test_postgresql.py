@@ -196,24 +196,68 @@ def test_apps_of_other_hosts_come_by_tls_and_with_a_password() -> None:
     network = {"postgresql_listen_addresses": ["10.0.0.5"], "postgresql_clients": ["10.0.0.11", "fd00::12"]}
     assert not [line for line in lines("quintet.conf.j2") if line.startswith("ssl")]
     assert "ssl = 'true'" in lines("quintet.conf.j2", **network)
-    rules = lines("pg_hba.conf.j2", **network)
+    assert "ssl_ca_file = '/etc/postgresql/17/main/quintet-tls/authority.pem'" in lines("quintet.conf.j2", **network)
+    rules = lines("pg_hba.conf.j2", **network, postgresql_client_databases=["shop", "chat"])
     assert [rule for rule in rules if rule.startswith("host")] == [
-        "hostssl samerole +quintet-by-password 10.0.0.11/32 scram-sha-256",
-        "hostssl samerole +quintet-by-password fd00::12/128 scram-sha-256",
+        f"hostssl {rule}"
+        for address in ("10.0.0.11/32", "fd00::12/128")
+        for rule in (
+            f"samerole +quintet-by-certificate {address} cert",
+            f"samerole +quintet-by-password {address} scram-sha-256",
+            f"shop +shop:app {address} scram-sha-256",
+            f"chat +chat:app {address} scram-sha-256",
+        )
+    ]
+    # Of PgBouncer, as the login that its client has shown to be; before those who need no password.
+    assert [rule for rule in rules if rule.startswith("local")] == [
+        *lines("pg_hba.conf.j2")[:2],
+        "local shop +shop:app scram-sha-256",
+        "local chat +chat:app scram-sha-256",
+        lines("pg_hba.conf.j2")[2],
     ]
 
 
-def test_in_a_network_of_its_own_it_does_without_tls() -> None:
-    network = {
-        "postgresql_listen_addresses": ["10.0.0.5"],
-        "postgresql_clients": ["10.0.0.11"],
-        "postgresql_tls": False,
+def test_clients_that_have_gone_are_noticed_unless_told_otherwise() -> None:
+    network = {"postgresql_listen_addresses": ["10.0.0.5"]}
+    assert not [line for line in lines("quintet.conf.j2") if "keepalives" in line]
+    assert "client_connection_check_interval = '5s'" in lines("quintet.conf.j2", **network)
+    own = {"tcp_user_timeout": "60s"}
+    assert accepts("variable of their own", **network, postgresql_settings=own)
+    assert "tcp_user_timeout = '60s'" in lines("quintet.conf.j2", **network, postgresql_settings=own)
+
+
+@pytest.mark.parametrize(
+    ("given", "most", "accepted"),
+    [
+        ({}, 100, True),
+        ({"postgresql_needed_connections": 100}, 100, True),
+        ({"postgresql_needed_connections": 101}, 200, True),
+        ({"postgresql_needed_connections": 101, "postgresql_max_connections": 150}, 150, True),
+        ({"postgresql_needed_connections": 151, "postgresql_max_connections": 150}, 150, False),
+    ],
+)
+def test_there_are_as_many_connections_as_are_needed(given: dict[str, Any], most: int, accepted: bool) -> None:
+    assert value("postgresql_max_connections", **given) == most
+    assert accepts("fewer connections", **given) is accepted
+
+
+@pytest.mark.parametrize("name", ["all", "shop,chat", "sh op", "+shop", ""])
+def test_only_names_of_databases_become_rules(name: str) -> None:
+    assert accepts("databases of clients", postgresql_client_databases=["shop"])
+    assert not accepts("databases of clients", postgresql_client_databases=["shop", name])
+
+
+def test_seconds_become_what_the_server_reads() -> None:
+    given = {"statement_seconds": 60, "lock_seconds": 0, "idle_in_transaction_seconds": None}
+    assert value("__postgresql_timeouts", postgresql_database_timeouts=given) == {
+        "statement_timeout": 60000,
+        "lock_timeout": 0,
     }
-    assert not [line for line in lines("quintet.conf.j2", **network) if line.startswith("ssl")]
-    rules = lines("pg_hba.conf.j2", **network)
-    assert [rule for rule in rules if rule.startswith("host")] == [
-        "host samerole +quintet-by-password 10.0.0.11/32 scram-sha-256"
-    ]
+    given = {"idle_in_transaction_seconds": 5}
+    assert value("__postgresql_timeouts", postgresql_database_timeouts=given) == {
+        "idle_in_transaction_session_timeout": 5000
+    }
+    assert value("__postgresql_timeouts") == {}
 
 
 def test_another_certificate_is_another_configuration() -> None:

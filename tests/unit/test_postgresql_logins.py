@@ -11,22 +11,49 @@ from typing import Any
 import pytest
 from ansible_collections.quintet.django.plugins.modules import postgresql_logins
 from ansible_collections.quintet.django.plugins.modules.postgresql_logins import (
+    ALL_GRANTED,
     RefusedError,
     Role,
+    Wanted,
     is_of,
     planned,
+    planned_grants,
     verifier,
+    wanted_of,
 )
 
 NEW, OLD = "a new password of the shop", "the one before it"
 GROUP = Role()
 MADE = Role(
-    can_login=True, verifier=verifier(OLD, b"0123456789abcdef"), groups=("shop", "by-password"), acts_as_owner=True
+    can_login=True,
+    verifier=verifier(OLD, b"0123456789abcdef"),
+    groups=("shop", "by-password"),
+    settings={"role": "shop"},
 )
+SHOP: dict[str, Any] = {
+    "database": "shop",
+    "owner": "shop",
+    "group": "by-password",
+    "logins": {},
+    "rights": "schema",
+    "app": "shop:app",
+    "migrator": "",
+    "certificate_group": "by-certificate",
+    "timeouts": {},
+}
+LESSER: dict[str, Any] = {"rights": "data", "migrator": "shop:owner", "timeouts": {"lock_timeout": "10000"}}
+# With what SHOP and LESSER make together.
+APART = {
+    "by-password": GROUP,
+    "by-certificate": GROUP,
+    "shop:app": GROUP,
+    "shop:owner": Role(can_login=True, groups=("shop", "by-certificate"), settings={"role": "shop"}),
+    "shop_1": dataclasses.replace(MADE, groups=("shop:app", "by-password"), settings={"lock_timeout": "10000"}),
+}
 
 
-def plan(roles: dict[str, Role], **logins: str) -> postgresql_logins.Plan:
-    return planned(roles, "shop", "shop", "by-password", logins)
+def plan(roles: dict[str, Role], /, _options: dict[str, Any] | None = None, **logins: str) -> postgresql_logins.Plan:
+    return planned(roles, Wanted(**{**SHOP, **(_options or {}), "logins": logins}))
 
 
 def without_verifiers(statements: list[str]) -> list[str]:
@@ -89,7 +116,7 @@ def test_nothing_is_done_twice() -> None:
         ({"verifier": ""}, "LOGIN"),
         ({"can_login": False}, "LOGIN"),
         ({"is_more_than_a_login": True}, "LOGIN"),
-        ({"acts_as_owner": False}, "IN DATABASE"),
+        ({"settings": {}}, "IN DATABASE"),
     ],
 )
 def test_what_differs_is_mended(change: dict[str, Any], statement: str) -> None:
@@ -140,6 +167,8 @@ class Cursor:
 class Driver:
     """Stands for psycopg2."""
 
+    OperationalError = RuntimeError
+
     def __init__(self) -> None:
         self.done: list[str] = []
         self.connected: dict[str, str] = {}
@@ -162,8 +191,7 @@ class Driver:
 def test_it_is_one_transaction_that_is_not_logged(monkeypatch: pytest.MonkeyPatch, write: bool) -> None:
     driver = Driver()
     monkeypatch.setattr(postgresql_logins, "psycopg2", driver)
-    parameters = {"database": "shop", "owner": "shop", "group": "by-password", "socket": "/run/postgresql"}
-    made = postgresql_logins.keep({**parameters, "logins": {"shop_1": NEW}}, write=write)
+    made = postgresql_logins.keep(wanted_of({**SHOP, "logins": {"shop_1": NEW}}), "/run/postgresql", write=write)
     assert len(made.statements) == 5
     assert driver.done == [
         "SELECT",
@@ -173,3 +201,109 @@ def test_it_is_one_transaction_that_is_not_logged(monkeypatch: pytest.MonkeyPatc
     ]
     for setting in ("log_statement=none", "log_min_error_statement=panic", "log_transaction_sample_rate=0"):
         assert f"-c {setting}" in driver.connected["options"]
+    assert driver.connected["dbname"] == "postgres"
+
+
+def test_rights_are_granted_in_the_database_itself_and_in_check_mode_need_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = wanted_of({**SHOP, **LESSER, "logins": {"shop_1": NEW}})
+    driver = Driver()
+    monkeypatch.setattr(postgresql_logins, "psycopg2", driver)
+    made = postgresql_logins.keep(wanted, "/run/postgresql", write=True)
+    assert driver.connected["dbname"] == "shop"
+    # What the server has, what it has granted, what is there.
+    assert driver.done[:3] == ["SELECT"] * 3
+    assert driver.done[3:] == [*(statement.split()[0] for statement in made.statements), "commit", "close"]
+
+    class Missing(Driver):
+        def connect(self, **parameters: str) -> Driver:
+            if parameters["dbname"] == "shop":
+                raise RuntimeError
+            return super().connect(**parameters)
+
+    missing = Missing()
+    monkeypatch.setattr(postgresql_logins, "psycopg2", missing)
+    assert len(postgresql_logins.keep(wanted, "/run/postgresql", write=False).statements) == len(made.statements)
+    assert missing.done == ["SELECT", "commit", "close"]
+    with pytest.raises(RuntimeError):
+        postgresql_logins.keep(wanted, "/run/postgresql", write=True)
+
+
+def test_logins_of_the_running_app_are_no_members_of_the_owner() -> None:
+    made = plan({}, LESSER, shop_1=NEW)
+    assert without_verifiers(made.statements) == [
+        f'CREATE ROLE "by-password" NOLOGIN {postgresql_logins.ATTRIBUTES}',
+        f'CREATE ROLE "shop:app" NOLOGIN {postgresql_logins.ATTRIBUTES}',
+        f'CREATE ROLE "by-certificate" NOLOGIN {postgresql_logins.ATTRIBUTES}',
+        'CREATE ROLE "shop:owner" NOLOGIN',
+        'GRANT "shop", "by-certificate" TO "shop:owner"',
+        f'ALTER ROLE "shop:owner" LOGIN {postgresql_logins.ATTRIBUTES} PASSWORD NULL',
+        'ALTER ROLE "shop:owner" IN DATABASE "shop" SET role TO "shop"',
+        'CREATE ROLE "shop_1" NOLOGIN',
+        'GRANT "shop:app", "by-password" TO "shop_1"',
+        f"ALTER ROLE \"shop_1\" LOGIN {postgresql_logins.ATTRIBUTES} PASSWORD 'VERIFIER'",
+        'ALTER ROLE "shop_1" IN DATABASE "shop" SET lock_timeout TO \'10000\'',
+    ]
+    assert plan(APART, LESSER, shop_1=OLD).statements == []
+
+
+def test_a_login_that_was_the_owner_is_no_more_and_the_way_back() -> None:
+    login = {**APART, "shop_1": MADE}
+    assert plan(login, LESSER, shop_1=OLD).statements == [
+        'GRANT "shop:app" TO "shop_1"',
+        'REVOKE "shop" FROM "shop_1"',
+        'ALTER ROLE "shop_1" IN DATABASE "shop" RESET role',
+        'ALTER ROLE "shop_1" IN DATABASE "shop" SET lock_timeout TO \'10000\'',
+    ]
+    assert plan(APART, shop_1=OLD).statements == [
+        'GRANT "shop" TO "shop_1"',
+        'REVOKE "shop:app" FROM "shop_1"',
+        'ALTER ROLE "shop_1" IN DATABASE "shop" RESET lock_timeout',
+        'ALTER ROLE "shop_1" IN DATABASE "shop" SET role TO "shop"',
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"can_login": False},
+        {"verifier": verifier(OLD, b"salt" * 4)},
+        {"is_more_than_a_login": True},
+        {"groups": ("by-certificate",)},
+        {"groups": ("shop", "by-certificate", "by-password")},
+        {"settings": {}},
+    ],
+)
+def test_who_migrates_has_a_certificate_and_nothing_else(change: dict[str, Any]) -> None:
+    roles = {**APART, "shop:owner": dataclasses.replace(APART["shop:owner"], **change)}
+    (made,) = plan(roles, LESSER, shop_1=OLD).statements
+    assert '"shop:owner"' in made
+
+
+def test_settings_of_others_stay() -> None:
+    login = dataclasses.replace(APART["shop_1"], settings={"lock_timeout": "1", "work_mem": "8MB"})
+    (made,) = plan({**APART, "shop_1": login}, LESSER, shop_1=OLD).statements
+    assert made.endswith("SET lock_timeout TO '10000'")
+
+
+def test_rights_are_given_once() -> None:
+    wanted = Wanted(**{**SHOP, **LESSER})
+    assert planned_grants(ALL_GRANTED, ["GRANT again"], wanted) == []
+    for missing in ALL_GRANTED:
+        made = planned_grants(ALL_GRANTED - {missing}, ["GRANT now"], wanted)
+        assert (made[0], made[-1]) == ('GRANT CONNECT ON DATABASE "shop" TO "shop:app"', "GRANT now")
+        assert not [statement for statement in made if "TRUNCATE" in statement or "CREATE" in statement]
+        assert all(' FOR ROLE "shop" ' in statement for statement in made[1:-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rights": "data", "app": ""}, "rights: data needs app"),
+        ({"migrator": "shop:owner", "certificate_group": ""}, "migrator needs certificate_group"),
+        ({"timeouts": {"statement_timeout": "1'; DROP"}}, "statement_timeout: 1'; DROP is none"),
+        ({"timeouts": {"work_mem": 1}}, "work_mem: 1 is none"),
+    ],
+)
+def test_options_that_can_not_be_are_refused(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(RefusedError, match=told):
+        wanted_of({**SHOP, **change})

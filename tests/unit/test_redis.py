@@ -79,19 +79,6 @@ def test_other_hosts_come_by_tls_alone_and_to_named_addresses() -> None:
     assert "After=network-online.target" in unit
 
 
-def test_in_a_network_of_its_own_it_does_without_tls() -> None:
-    text = lines("redis.conf.j2", **NETWORK, redis_tls=False)
-    assert {"port 16379", "bind 10.0.0.3 fd00::3", "tcp-keepalive 60"} <= set(text)
-    assert not [line for line in text if line.startswith("tls-")]
-    unit = lines("redis.service.j2", **NETWORK, redis_tls=False)
-    assert not [line for line in unit if line.endswith(".pem")]
-    assert "After=network-online.target" in unit
-    # Its users and their passwords are the same.
-    assert lines("users.acl.j2", **NETWORK, redis_tls=False) == lines("users.acl.j2")
-    # And without a port there is none.
-    assert "port 0" in lines("redis.conf.j2", redis_tls=False)
-
-
 @pytest.mark.parametrize(
     ("wrong", "accepted"),
     [

@@ -103,6 +103,16 @@ class ProductionTest(TestCase):
             done = self.run_python(code, SECRET_KEY="x" * 50, CREDENTIALS_DIRECTORY=folder)
             self.assertEqual(done.stdout.strip(), "shop_1", done.stderr)
 
+    def test_behind_pgbouncer_no_cursor_is_kept_on_the_server(self):
+        code = (
+            "import django; django.setup(); from django.conf import settings\n"
+            "print(settings.DATABASES['default']['DISABLE_SERVER_SIDE_CURSORS'])"
+        )
+        given = {"SECRET_KEY": "x" * 50, "DATABASE_URL": "postgresql://shop_1:pw@db:6432/shop"}
+        for direct, disabled in (("", "False"), ("postgresql://shop_1:pw@db:5432/shop", "True")):
+            done = self.run_python(code, **given, DATABASE_DIRECT_URL=direct)
+            self.assertEqual(done.stdout.strip(), disabled, done.stderr)
+
     def test_static_names_have_a_digest(self):
         with tempfile.TemporaryDirectory() as folder:
             code = (

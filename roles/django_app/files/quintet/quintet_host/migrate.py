@@ -6,7 +6,7 @@ import re
 import shutil
 import stat
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
@@ -204,16 +204,46 @@ def _run(
             f"{script} is missing: an earlier version of Quintet built this generation.",
             "Build it again: run the playbook that deploys this app.",
         )
+    command = [f"{generation.path}/venv/bin/python", str(script), *arguments]
+    owner = host.settings(generation.app).get("database_owner")
+    if owner:
+        generation, variables = _as_owner(generation, owner, transient.unit(arguments[0], generation.app))
+        # Not by the unit: what its EnvironmentFile= says of a variable would win.
+        command = ["/usr/bin/env", *variables, *command]
     return transient.run(
         host,
         generation,
-        [f"{generation.path}/venv/bin/python", str(script), *arguments],
+        command,
         name=arguments[0],
         timeout_seconds=None,
         stdin=stdin,
         stdout=stdout,
         heard=listener,
     )
+
+
+def _as_owner(generation: Generation, owner: dict[str, str], unit: str) -> tuple[Generation, list[str]]:
+    """Return the generation as its database's owner runs it, and the variables that say so; raises QuintetError.
+
+    The key is for this unit alone. Its processes have the app's user, and the kernel lets no process of the running app look into them:
+    they have another user namespace (PrivateUsers=), and, for a sandbox without it, another group first (ptrace(2), access modes).
+    """
+    paths = {name: Path(owner[name]) for name in ("certificate", "key")}
+    for path in paths.values():
+        if not path.is_file():
+            raise QuintetError(
+                f"{generation.app}: this host can't log in as the owner of the database.",
+                f"{path} is missing.",
+                "Run site.yml, which has it made.",
+            )
+    # Where the app looks for a variable when there is no file.
+    own = ("DATABASE_URL", "DATABASE_DIRECT_URL")
+    kept = [line for line in generation.properties if not line.startswith(tuple(f"LoadCredential={n}:" for n in own))]
+    kept += [f"LoadCredential=database-owner-{name}:{path}" for name, path in paths.items()]
+    there = f"/run/credentials/{unit}/database-owner-"
+    url = f"{owner['url']}&sslcert={there}certificate&sslkey={there}key"
+    changed = replace(generation, group=owner["group"], properties=(*kept, f"SupplementaryGroups={generation.group}"))
+    return changed, [f"{name}={url}" for name in own]
 
 
 def _judged(host: Host, generation: Generation, done: transient.Result, listener: _Listener) -> Migrated:

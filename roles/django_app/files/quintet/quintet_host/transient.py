@@ -32,6 +32,11 @@ class Result:
         return self.code == 0 and not self.timed_out
 
 
+def unit(name: str, app: str) -> str:
+    """Return the unit in which `run` runs a command."""
+    return f"quintet-{name}-{app}.service"
+
+
 def run(
     host: Host,
     generation: Generation,
@@ -49,20 +54,20 @@ def run(
     The output is what it wrote to both streams, or to standard error alone when `stdout` takes the other; `heard` is
     told each line as it comes. Raises QuintetError while an earlier one of this `name` still runs for the app.
     """
-    unit = f"quintet-{name}-{generation.app}.service"
-    host.system.reset_failed([unit])
-    if host.system.states([unit])[unit] not in STOPPED:
+    service = unit(name, generation.app)
+    host.system.reset_failed([service])
+    if host.system.states([service])[service] not in STOPPED:
         # Its caller was killed; what it does must not be done twice at the same time.
         raise QuintetError(
             f"{generation.app}: an earlier {name} still runs.",
-            f"See: systemctl status {unit}",
-            f"Wait for it to end, or end it with: systemctl stop {unit}; then try again.",
+            f"See: systemctl status {service}",
+            f"Wait for it to end, or end it with: systemctl stop {service}; then try again.",
         )
     options = ["--quiet", "--wait", "--service-type=exec", "--pipe", f"--description={name} of {generation.app}"]
     options += [*_options(generation, environment or {}), f"--property=TimeoutStopSec={STOP_SECONDS}"]
     if timeout_seconds is not None:
         options += [f"--property=RuntimeMaxSec={timeout_seconds:g}"]
-    done = host.system.run_captured(unit, options, _words(command), stdin=stdin, stdout=stdout, heard=heard)
+    done = host.system.run_captured(service, options, _words(command), stdin=stdin, stdout=stdout, heard=heard)
     return Result(done.code, "\n".join(done.lines), done.result == "timeout")
 
 

@@ -436,5 +436,5 @@ def test_the_edge_sends_files_to_the_host_that_has_them(change: dict[str, Any], 
 
 
 def test_apps_are_checked_for_the_hosts_that_they_run_on() -> None:
-    (check,) = (task for task, _ in tasks(play("site.yml", "Read what is known about the hosts")["tasks"]))
+    check = next(task for task, _ in tasks(play("site.yml", "Read what is known about the hosts")["tasks"]))
     assert evaluate(check["quintet.django.check_apps"]["hosts"], **SEVERAL) == ["app1", "app2"]

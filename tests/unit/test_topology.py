@@ -69,7 +69,7 @@ def test_nothing_goes_through_the_internet_in_the_open() -> None:
         AnsibleFilterError, match=r"plain, and reached by an address of the internet: db1 \(8\.8\.8\.8\)"
     ):
         topology(SEVERAL, public, 80, "plain")
-    with pytest.raises(AnsibleFilterError, match="quintet_edge_to_apps: 'off' is no way between hosts"):
+    with pytest.raises(AnsibleFilterError, match="quintet_edge_to_apps: 'off' is no way from an edge to app hosts"):
         topology(SEVERAL, VARIABLES, 80, "off")
 
 

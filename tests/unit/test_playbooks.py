@@ -111,6 +111,7 @@ def test_each_part_is_reached_by_those_that_need_it() -> None:
     assert open_to("web1") == {"sites for the edge": ([443], edges)}
     assert open_to("web1", quintet_edge_to_apps="plain") == {"sites for the edge": ([80], edges)}
     assert open_to("db1") == {"PostgreSQL": ([5432], apps)}
+    assert open_to("db1", quintet_database_pool=True) == {"PostgreSQL": ([5432, 6432], apps)}
     with_layer = [{**ENTRY, "name": "chat", "asgi": "x:y", "channel_layer_port": 26379}, *APPS]
     assert open_to("redis1", django_apps=with_layer) == {"Redis": ([26379], apps)}
     peers = evaluate("{{ firewall_peers }}", groups=PARTS, hostvars=HOSTS)

@@ -78,6 +78,14 @@ OWNER = (
     " AND classid = %s AND objid = %s"
 )
 
+# Becomes a command that the kernel kills when this process is killed, and the lock gone with it (PR_SET_PDEATHSIG). A process of its own,
+# as no code of Python's is safe between fork and exec where there are threads; setpriv(1) does more, which the sandbox refuses.
+DYING_ALONG = (
+    sys.executable,
+    "-ISc",
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])",
+)
+
 # Any session of Python's database interface, and what opens one.
 Session = Any
 Connect = Callable[[], Session]
@@ -259,8 +267,8 @@ def wait_for(lock: Lock, events: Events, ending: Sequence[int]) -> bool:
 def run(lock: Lock, events: Events, command: Sequence[str], stop_signal: int, stop_seconds: float) -> int:
     """Run a command as long as the lock is here; returns its exit code, less than 0 for a signal, or LOST."""
     environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
-    # Should this process be killed, and the lock with it, the kernel ends the command at once.
-    child = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", *command], env=environment)
+    # SIGPIPE stays as systemd has it.
+    child = subprocess.Popen([*DYING_ALONG, *command], env=environment, restore_signals=False)
     say("Does this now")
     show("does this")
     while lock.is_good:

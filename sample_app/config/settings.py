@@ -102,6 +102,11 @@ def database(url: str) -> dict[str, Any]:
         settings["TEST"] = {"NAME": Path(tempfile.gettempdir()) / f"quintet-chat-test-{os.getpid()}.sqlite3"}
     elif settings["ENGINE"].endswith("postgresql"):
         options.setdefault("connect_timeout", 5)
+        # A network that was cut says nothing: what is sent and not received, or kept open and not answered for, is given up after 5 s.
+        # The kernel's own limits are a quarter of an hour, and two hours.
+        options.setdefault("tcp_user_timeout", 5000)
+        options.setdefault("keepalives_idle", 5)
+        options.setdefault("keepalives_interval", 2)
     return settings
 
 
@@ -119,8 +124,10 @@ def channel_layer(url: str, password: str) -> dict[str, Any]:
         return {"BACKEND": "channels.layers.InMemoryChannelLayer"}
     host: dict[str, Any] = {
         "address": url,
-        # redis-py 8 gives up after 5 s, which is as long as the layer waits for a message: it would lose idle sockets.
-        "socket_timeout": 30,
+        # Longer than the layer waits for a message, 5 s: redis-py 8 gives up after as long, and would lose idle sockets.
+        # But not much longer: so late is it seen that the network was cut.
+        "socket_timeout": 10,
+        "socket_connect_timeout": 2,
         # Each join and leave takes a connection for a moment: a thousand at once must not fail.
         "max_connections": 5000,
     }

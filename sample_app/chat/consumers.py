@@ -1,8 +1,10 @@
 """The WebSockets: one a room, and one that only shows that WebSockets work. README.md has the protocol."""
 
+import asyncio
 import json
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any
 from urllib.parse import parse_qsl
@@ -11,6 +13,7 @@ from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 from django.db import Error as DatabaseError
+from redis.exceptions import RedisError
 
 from chat import messages, presence
 from chat.models import Message, Room
@@ -24,6 +27,10 @@ BURST = 60
 RATE = 20.0
 # Of the range that is the application's own: the room does not exist, don't come back.
 CLOSE_NO_ROOM = 4404
+# Come back: here is no channel layer, which another host may still reach. (Autobahn lets no application say 1013, try again later.)
+CLOSE_UNAVAILABLE = 4503
+# How a channel layer fails that is away, or late (TimeoutError is an OSError).
+CHANNEL_LAYER_ERRORS = (RedisError, OSError)
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +65,20 @@ class RoomConsumer(JsonConsumer):
 
     room: Room | None = None
 
+    async def __call__(
+        self, scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+    ) -> None:
+        """Serve the connection to its end. One for which the channel layer fails is told to come back."""
+        try:
+            await super().__call__(scope, receive, send)
+        except CHANNEL_LAYER_ERRORS as error:
+            logger.warning("A WebSocket ends, as the channel layer failed: %s", type(error).__name__)
+            # Of each process one WebSocket at a time waits for messages, and learns it. The groups of all may be lost.
+            presence.register().rejoin()
+            await self.close(CLOSE_UNAVAILABLE)
+        finally:
+            presence.register().leave(self.channel_name)
+
     async def connect(self) -> None:
         """Join the room and send its history, so that no message falls between the two."""
         slug = self.scope["url_route"]["kwargs"]["slug"]
@@ -74,24 +95,43 @@ class RoomConsumer(JsonConsumer):
             return
 
         self.room = room
-        await self.join_group()
-        past = await database_sync_to_async(messages.history)(room.pk)
-        self.in_history = {message.pk for message in past}
-        await self.send_json({"type": "history", "messages": [messages.as_json(message) for message in past]})
+        await self.join()
         presence.register().join(
-            self.channel_name, presence.Connection(room.pk, self.person, self.send_presence, self.join_group)
+            self.channel_name,
+            presence.Connection(
+                room.pk, self.person, self.send_presence, self.join_group, self.join, self.close_for_another
+            ),
         )
 
     async def disconnect(self, code: int) -> None:
         """Leave the room."""
-        if self.room is not None:
-            presence.register().leave(self.channel_name)
-            await self.channel_layer.group_discard(messages.group_name(self.room.pk), self.channel_name)
+        if self.room is None:
+            return
+        presence.register().leave(self.channel_name)
+        try:
+            async with asyncio.timeout(messages.CHANNEL_LAYER_SECONDS):
+                await self.channel_layer.group_discard(messages.group_name(self.room.pk), self.channel_name)
+        except CHANNEL_LAYER_ERRORS as error:
+            logger.debug("A WebSocket could not leave its group, which forgets it later: %s", type(error).__name__)
+
+    async def join(self) -> None:
+        """Join the room's group and send its history: what came while this connection was in no group is in it."""
+        if self.room is None:
+            return
+        await self.join_group()
+        past = await database_sync_to_async(messages.history)(self.room.pk)
+        self.in_history = {message.pk for message in past}
+        await self.send_json({"type": "history", "messages": [messages.as_json(message) for message in past]})
 
     async def join_group(self) -> None:
         """Join the room's group in the channel layer, or stay in it for longer."""
         if self.room is not None:
-            await self.channel_layer.group_add(messages.group_name(self.room.pk), self.channel_name)
+            async with asyncio.timeout(messages.CHANNEL_LAYER_SECONDS):
+                await self.channel_layer.group_add(messages.group_name(self.room.pk), self.channel_name)
+
+    async def close_for_another(self) -> None:
+        """Tell the client to come back, to another host perhaps."""
+        await self.close(CLOSE_UNAVAILABLE)
 
     async def handle(self, content: dict[str, Any]) -> None:
         """Store a message, tell the room and acknowledge it; leave other types to the base."""

@@ -13,8 +13,7 @@ from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-# Seconds that the channel layer has to answer.
-CHANNEL_LAYER_SECONDS = 3
+from chat.messages import CHANNEL_LAYER_SECONDS
 
 logger = logging.getLogger(__name__)
 

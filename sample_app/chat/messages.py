@@ -1,5 +1,6 @@
 """Storing messages once, reading them back, and telling the room."""
 
+import asyncio
 import logging
 from typing import Any
 
@@ -11,6 +12,8 @@ from chat.people import Person
 from chat.validation import BadInputError
 
 HISTORY_MESSAGES = 50
+# Nobody waits longer for the channel layer to join a room, or to tell one.
+CHANNEL_LAYER_SECONDS = 3.0
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +59,11 @@ def store(room_id: int, person: Person, ref: str, text: str) -> tuple[Message, b
 async def broadcast(message: Message) -> None:
     """Send a stored message to everybody in its room, on every server process.
 
-    A channel layer that is down is logged and no more: the message is stored, and comes with the next history.
+    A channel layer that is down or late is logged and no more: the message is stored, and comes with the next history.
     """
-    layer = get_channel_layer()
+    event = {"type": "chat.message", "message": as_json(message)}
     try:
-        await layer.group_send(group_name(message.room_id), {"type": "chat.message", "message": as_json(message)})
+        async with asyncio.timeout(CHANNEL_LAYER_SECONDS):
+            await get_channel_layer().group_send(group_name(message.room_id), event)
     except Exception:
         logger.exception("Message %s is stored, but the channel layer did not take it.", message.pk)

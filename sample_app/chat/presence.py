@@ -30,6 +30,8 @@ LEASE = 30.0
 RENEW = 10.0
 POLL = 2.0
 GATHER = 0.2
+# WebSockets that join their groups again at once.
+REJOIN_AT_ONCE = 50
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +40,17 @@ People = Iterable[Person]
 
 @dataclass
 class Connection:
-    """One WebSocket in a room. `tell` sends it the names, `renew` renews its place in the room's group."""
+    """One WebSocket in a room. `tell` sends it the names, `renew` renews its place in the room's group.
+
+    `rejoin` takes a new place there and sends what was said meanwhile, and `close` ends it so that the client comes back.
+    """
 
     room_id: int
     person: Person
     tell: Callable[[list[str]], Awaitable[None]]
     renew: Callable[[], Awaitable[None]]
+    rejoin: Callable[[], Awaitable[None]]
+    close: Callable[[], Awaitable[None]]
     told: list[str] | None = None
     renewed_at: float = field(default_factory=monotonic)
 
@@ -57,6 +64,7 @@ class Register:
         self._changed = asyncio.Event()
         self._written_at: float | None = None
         self._task: asyncio.Task[None] | None = None
+        self._rejoining: asyncio.Task[None] | None = None
 
     def join(self, channel: str, connection: Connection) -> None:
         """Add a WebSocket; it and the others in its room are told soon."""
@@ -67,6 +75,28 @@ class Register:
         """Take a WebSocket out, if it is in."""
         if self.connections.pop(channel, None):
             self._change()
+
+    def rejoin(self) -> None:
+        """Have all WebSockets join their groups again: the channel layer has failed, and may have lost them.
+
+        One that can't is closed, as its people would hear nothing and not know it.
+        """
+        if self._rejoining is None or self._rejoining.done():
+            self._rejoining = asyncio.create_task(self._rejoin())
+
+    async def _rejoin(self) -> None:
+        left = list(self.connections)
+        while left:
+            batch, left = self._open(left[:REJOIN_AT_ONCE]), left[REJOIN_AT_ONCE:]
+            outcomes = await asyncio.gather(*(connection.rejoin() for connection in batch), return_exceptions=True)
+            lost = [one for one, outcome in zip(batch, outcomes, strict=True) if isinstance(outcome, Exception)]
+            if lost:
+                # The others would wait for it in vain, too.
+                lost, left = [*lost, *self._open(left)], []
+            await asyncio.gather(*(connection.close() for connection in lost), return_exceptions=True)
+
+    def _open(self, channels: Iterable[str]) -> list[Connection]:
+        return [self.connections[channel] for channel in channels if channel in self.connections]
 
     def _change(self) -> None:
         self._changed.set()

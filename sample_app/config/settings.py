@@ -104,6 +104,11 @@ def database(url: str) -> dict[str, Any]:
         options.setdefault("connect_timeout", 5)
         # Where PgBouncer is in between, a cursor's next rows would be asked of another session.
         settings["DISABLE_SERVER_SIDE_CURSORS"] = bool(secret("DATABASE_DIRECT_URL"))
+        # A network that was cut says nothing: what is sent and not received, or kept open and not answered for, is given up after 5 s.
+        # The kernel's own limits are a quarter of an hour, and two hours.
+        options.setdefault("tcp_user_timeout", 5000)
+        options.setdefault("keepalives_idle", 5)
+        options.setdefault("keepalives_interval", 2)
     return settings
 
 
@@ -121,8 +126,10 @@ def channel_layer(url: str, password: str) -> dict[str, Any]:
         return {"BACKEND": "channels.layers.InMemoryChannelLayer"}
     host: dict[str, Any] = {
         "address": url,
-        # redis-py 8 gives up after 5 s, which is as long as the layer waits for a message: it would lose idle sockets.
-        "socket_timeout": 30,
+        # Longer than the layer waits for a message, 5 s: redis-py 8 gives up after as long, and would lose idle sockets.
+        # But not much longer: so late is it seen that the network was cut.
+        "socket_timeout": 10,
+        "socket_connect_timeout": 2,
         # Each join and leave takes a connection for a moment: a thousand at once must not fail.
         "max_connections": 5000,
     }

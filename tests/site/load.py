@@ -7,7 +7,7 @@
 - `static`: hashed files of every page that was ever seen, so after a switch those of old pages
 - `handshake`: visits, which open a WebSocket, ask one question and leave, and the chatters' (re)connections
 - chatters: people in rooms who send messages, and who after any end of their socket come back, after a random pause, and send
-  again what was not acknowledged, with the same `ref`
+  again what was not acknowledged, with the same `ref`; also what was refused for a while, some seconds later
 
 No HTTP request is ever repeated, nor is its connection's loss forgiven (load_http.py says when a request was sent). An
 answer is `ok` when its status and content are right, `wrong` when it is whole but not right, else `failed`. A handshake is `ok`
@@ -43,6 +43,9 @@ Argument = TypeVar("Argument")
 
 REQUEST_SECONDS = 30.0
 HANDSHAKE_SECONDS = 30.0
+# Errors after which the sample app's page sends a message again, and the seconds that it waits, up to twice as long.
+PASSING = ("too_fast", "unavailable")
+RESEND_SECONDS = 2.0
 # How long acknowledgements may take once nothing new is sent, and the silence that ends the listening.
 SETTLE_SECONDS = 30.0
 QUIET_SECONDS = 1.0
@@ -66,6 +69,8 @@ class Rates:
     slow_seconds: float = 2.0
     # Up to so many seconds a chatter waits before it comes back.
     pause_seconds: float = 2.0
+    # A chatter to whom nothing comes for so many seconds after it asked for something takes its connection for dead; 0: never.
+    answer_seconds: float = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class Chatter:
     # Ids of the messages in the room that it has seen, by history or broadcast.
     seen: set[int] = field(default_factory=set)
     connection: ClientConnection | None = None
+    # Runs from what was asked for to what comes next.
+    patience: asyncio.TimerHandle | None = None
 
 
 class Load:
@@ -327,7 +334,7 @@ class Load:
                 compression=None,
                 proxy=None,
                 ping_interval=None,
-                open_timeout=HANDSHAKE_SECONDS,
+                open_timeout=self.rates.answer_seconds or HANDSHAKE_SECONDS,
                 # A client that stops reading when it is behind would see a close frame too late.
                 max_queue=None,
                 host=self.target.address,
@@ -342,8 +349,8 @@ class Load:
         self.ledger.end(number, "ok")
         return connection
 
-    def _opened(self, kind: str) -> tuple[int, Socket]:
-        socket = Socket(kind, time.time())
+    def _opened(self, kind: str, client: str = "") -> tuple[int, Socket]:
+        socket = Socket(kind, time.time(), client=client)
         self.ledger.sockets.append(socket)
         return self.ledger.begin(SOCKET), socket
 
@@ -383,25 +390,30 @@ class Load:
             nonlocal turn
             await connection.send('{"type": "ping"}')
             for message in list(chatter.outstanding.values()):
-                await self._send(connection, message)
+                await self._send(chatter, connection, message)
             async for _ in self._turns(self.rates.chatters[1]):
                 turn += 1
                 message = self._new_message(chatter.room, chatter.client, turn)
                 chatter.outstanding[message.ref] = message
-                await self._send(connection, message)
+                await self._send(chatter, connection, message)
 
         while self._chatting:
             connection = await self._handshake(path)
             if connection:
-                number, socket = self._opened("chat")
+                number, socket = self._opened("chat", chatter.client)
                 chatter.connection = connection
+                self._expect(chatter, connection)
                 writer = asyncio.create_task(write(connection))
                 told: set[int] = set()
                 if not self._chatting:
                     await connection.close()
                 with suppress(ConnectionClosed):  # its code is counted below
                     async for frame in connection:
+                        self._answered(chatter)
                         self._hear(chatter, socket, json.loads(frame), told)
+                        if chatter.outstanding:
+                            self._expect(chatter, connection)
+                self._answered(chatter)
                 writer.cancel()
                 with suppress(asyncio.CancelledError, ConnectionClosed):
                     await writer
@@ -410,9 +422,31 @@ class Load:
             if self._chatting:
                 await asyncio.sleep(random.uniform(0, self.rates.pause_seconds))
 
-    async def _send(self, connection: ClientConnection, message: Message) -> None:
+    async def _send(self, chatter: Chatter, connection: ClientConnection, message: Message) -> None:
         message.sent += 1
         await connection.send(json.dumps({"type": "message", "ref": message.ref, "text": message.text}))
+        self._expect(chatter, connection)
+
+    async def _send_again(self, chatter: Chatter, connection: ClientConnection | None, message: Message) -> None:
+        """Send what was refused for a while, unless it went over another connection meanwhile."""
+        await asyncio.sleep(RESEND_SECONDS * random.uniform(1, 2))
+        if connection and chatter.connection is connection and message.ref in chatter.outstanding:
+            with suppress(ConnectionClosed):  # it is sent over the next one
+                await self._send(chatter, connection, message)
+
+    def _expect(self, chatter: Chatter, connection: ClientConnection) -> None:
+        if self.rates.answer_seconds and chatter.patience is None:
+            loop = asyncio.get_running_loop()
+            chatter.patience = loop.call_later(self.rates.answer_seconds, self._give_up, connection)
+
+    def _answered(self, chatter: Chatter) -> None:
+        if chatter.patience:
+            chatter.patience.cancel()
+            chatter.patience = None
+
+    def _give_up(self, connection: ClientConnection) -> None:
+        self.ledger.notes["sockets given up for dead"] += 1
+        connection.transport.abort()
 
     def _hear(self, chatter: Chatter, socket: Socket, said: dict[str, object], told: set[int]) -> None:
         """Take in one frame; `told` holds the ids of the messages that this socket has had."""
@@ -441,6 +475,9 @@ class Load:
         elif kind == "error":
             self.ledger.notes[f"errors {said['code']}"] += 1
             self.ledger.problem(f"{chatter.client}: {said}")
+            refused = chatter.outstanding.get(str(said.get("ref")))
+            if said["code"] in PASSING and refused:
+                self._tasks.append(asyncio.create_task(self._send_again(chatter, chatter.connection, refused)))
 
     def _new_message(self, room: str, client: str, turn: int, padding: int = 0) -> Message:
         number = self.ledger.begin(MESSAGE)

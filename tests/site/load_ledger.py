@@ -33,6 +33,8 @@ class Socket:
     generation: str | None = None
     closed_at: float | None = None
     code: int | None = None
+    # Whose it was, if it was a chatter's.
+    client: str = ""
 
 
 @dataclass

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import pytest
 from changing import APP, HOST, SITE, answers, children, gunicorn, main_process, talks
-from hosts import WAIT_SECONDS, wait_for
-from light_load import light_load, toll
+from hosts import wait_for
+from light_load import becomes_whole, light_load, toll
 from load import Load, Rates
 
 # Light: what is lost is counted in single requests, and the tests share the machine with the host.
@@ -82,27 +81,6 @@ def is_whole(load: Load) -> bool:
     )
 
 
-def loses_nothing(load: Load) -> bool:
-    """Watch the load for a while; returns whether it has lost nothing in it."""
-    before, answered = toll(load), load.ledger.total("ok")
-    wait_for("more answers", lambda: load.ledger.total("ok") > answered + 20)
-    return toll(load) == before
-
-
-def becomes_whole(load: Load, fault: str) -> float:
-    """Wait until the site is whole and stays so for a while; returns the seconds until that while began.
-
-    To look whole is not enough: what holds a dead connection, to Redis say, and has not used it yet may still end sockets.
-    """
-    began = time.monotonic()
-    while True:
-        wait_for(f"the site after {fault}", lambda: is_whole(load))
-        seconds = time.monotonic() - began
-        if loses_nothing(load):
-            return seconds
-        assert seconds < WAIT_SECONDS, load.ledger.problems[-5:]
-
-
 @pytest.fixture(scope="module")
 def load() -> Iterator[Load]:
     """A light load on the site for as long as the tests run."""
@@ -143,7 +121,7 @@ def test_a_killed_process_costs_what_it_did_and_comes_back(kill: Kill, load: Loa
     own = sockets_of(process)
     before = toll(load)
     HOST.run("sh", "-c", f"kill -9 {process}")
-    seconds = becomes_whole(load, f"the death of {kill.name}")
+    seconds = becomes_whole(load, f"the death of {kill.name}", is_whole)
     lost = toll(load) - before
     table.append((f"{kill.name} killed", *lost.cells, f"{seconds:.1f}"))
     assert HOST.fails("test", "-d", f"/proc/{process}")
@@ -180,7 +158,7 @@ def test_memory_that_runs_out_costs_a_service_and_no_other(load: Load, table: Ta
     before, old = toll(load), children(gunicorn())
     assert SITE.request("POST", "/eat?mebibytes=1").status == 200
     assert SITE.request("POST", "/eat?mebibytes=1000").status == 502
-    seconds = becomes_whole(load, "its memory ran out")
+    seconds = becomes_whole(load, "its memory ran out", is_whole)
     lost = toll(load) - before
     table.append(("Gunicorn out of memory", *lost.cells, f"{seconds:.1f}"))
     assert children(gunicorn()) != old

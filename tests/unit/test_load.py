@@ -158,6 +158,14 @@ class Faulty:
             if fault:
                 self.done[fault] += 1
             client = parse_qs(url.query)["client"][0]
+            if fault == "unavailable":
+                await connection.send(json.dumps({"type": "error", "code": fault, "ref": said["ref"]}))
+                continue
+            if fault == "dead":
+                # As a host behind a network that was cut: open, and without a word.
+                self._rooms[room].discard(connection)
+                await connection.wait_closed()
+                break
             before = len(self.rows)
             identifier = self._store(room, client, said["ref"], said["text"], fault)
             if len(self.rows) > before:
@@ -180,6 +188,7 @@ class Faulty:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "QUIET_SECONDS", 0.1)
     monkeypatch.setattr(load, "SETTLE_SECONDS", 2.0)
+    monkeypatch.setattr(load, "RESEND_SECONDS", 0.02)
 
 
 def run(rates: Rates, prepare: Callable[[Faulty], None], seconds: float = 0.4) -> tuple[Faulty, Load]:
@@ -291,6 +300,29 @@ def test_a_message_whose_socket_ended_is_sent_again_and_stored_once(code: str) -
     # Each message that found its socket closed costs another sending.
     assert sum(message.sent - 1 for message in running.ledger.messages) >= site.done[code]
     assert stored.once == running.ledger.begun[MESSAGE] == len(site.rows)
+
+
+def test_a_message_that_was_refused_for_a_while_is_sent_again_over_the_same_socket() -> None:
+    site, running = run(CHAT, lambda site: setattr(site, "chat_fault", every(5, "unavailable")))
+    ledger = running.ledger
+    stored = compare(ledger, running.chatters, running.run, site.rows)
+    assert ledger.notes["errors unavailable"] == site.done["unavailable"] > 3
+    assert sum(message.sent - 1 for message in ledger.messages) == site.done["unavailable"]
+    assert stored.once == ledger.begun[MESSAGE] == len(site.rows)
+    assert {outcome for kind, outcome in ledger.ended if kind == SOCKET} == {"1000"}
+
+
+def test_a_socket_over_which_nothing_comes_is_given_up_and_its_message_sent_again() -> None:
+    rates = replace(CHAT, answer_seconds=0.3)
+    site, running = run(rates, lambda site: setattr(site, "chat_fault", every(15, "dead")), 0.8)
+    ledger = running.ledger
+    stored = compare(ledger, running.chatters, running.run, site.rows)
+    # On a slow machine others may look dead, too.
+    assert ledger.notes["sockets given up for dead"] == ledger.count(SOCKET, "1006") >= site.done["dead"] > 2
+    assert stored.once == ledger.begun[MESSAGE] == len(site.rows)
+    # Whose they were: each came back.
+    last = {socket.client: socket.code for socket in ledger.sockets if socket.client}
+    assert last == {chatter.client: 1000 for chatter in running.chatters}
 
 
 @pytest.mark.parametrize(

@@ -132,8 +132,10 @@ class OnlineTest(SocketTestCase):
     @override_settings(CHANNEL_GROUP_EXPIRY_SECONDS=0)
     async def test_the_place_in_the_group_is_renewed_and_one_broken_socket_spoils_nothing(self):
         register = presence.register()
-        broken = presence.Connection(self.lobby.pk, BEN, AsyncMock(side_effect=OSError), AsyncMock())
-        well = presence.Connection(self.lobby.pk, ANN, AsyncMock(), AsyncMock())
+        broken = presence.Connection(
+            self.lobby.pk, BEN, AsyncMock(side_effect=OSError), *(AsyncMock() for _ in range(3))
+        )
+        well = presence.Connection(self.lobby.pk, ANN, *(AsyncMock() for _ in range(4)))
         register.join("broken", broken)
         register.join("well", well)
         async with asyncio.timeout(5):

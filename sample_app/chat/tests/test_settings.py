@@ -59,6 +59,21 @@ class ServicesTest(TestCase):
         self.assertEqual([settings[key] for key in ("USER", "PASSWORD", "NAME")], ["shop_1", "a/b", "shop"])
         self.assertEqual(settings["HOST"], "/var/run/postgresql")
 
+    def test_postgresql_is_given_up_soon_unless_its_url_says_otherwise(self):
+        url = "postgresql://shop_1:x@192.0.2.1:5432/shop?sslmode=verify-full"
+        self.assertEqual(
+            database(url)["OPTIONS"],
+            {
+                "sslmode": "verify-full",
+                "connect_timeout": 5,
+                "tcp_user_timeout": 5000,
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+            },
+        )
+        given = database(f"{url}&connect_timeout=2&tcp_user_timeout=3000")["OPTIONS"]
+        self.assertEqual([int(given[name]) for name in ("connect_timeout", "tcp_user_timeout")], [2, 3000])
+
     def test_the_channel_layer(self):
         self.assertEqual(channel_layer("", "")["BACKEND"], "channels.layers.InMemoryChannelLayer")
         (host,) = channel_layer("unix://shop@/run/redis-shop/redis.sock", "secret")["CONFIG"]["hosts"]
@@ -67,7 +82,8 @@ class ServicesTest(TestCase):
             {
                 "address": "unix://shop@/run/redis-shop/redis.sock",
                 "password": "secret",
-                "socket_timeout": 30,
+                "socket_timeout": 10,
+                "socket_connect_timeout": 2,
                 "max_connections": 5000,
             },
         )

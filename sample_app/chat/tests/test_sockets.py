@@ -7,11 +7,17 @@ from channels.layers import get_channel_layer
 from django.conf import settings
 from django.db import OperationalError, connections
 from django.test import TransactionTestCase
+from redis.exceptions import ConnectionError as RedisConnectionError
 
-from chat import consumers, messages
+from chat import consumers, messages, presence
 from chat.models import Message, Room
 from chat.people import Person
 from chat.tests.sockets import Client, enter
+
+
+async def wait_for_ever(*_: object) -> None:
+    """Take the place of what is on the other side of a network that was cut."""
+    await asyncio.Event().wait()
 
 
 class SocketTestCase(TransactionTestCase):
@@ -295,9 +301,86 @@ class BadInputTest(SocketTestCase):
         self.assertEqual(await Message.objects.acount(), 1)
         await ann.disconnect()
 
+    async def test_the_channel_layer_is_late(self):
+        ann, _ = await enter()
+        with (
+            patch.object(messages, "CHANNEL_LAYER_SECONDS", 0.05),
+            patch.object(get_channel_layer(), "group_send", side_effect=wait_for_ever),
+            self.assertLogs("chat.messages", "ERROR"),
+        ):
+            await ann.send_json_to({"type": "message", "ref": "1", "text": "x"})
+            await ann.expect("ack")
+        await ann.disconnect()
+
     async def test_the_room_is_deleted_meanwhile(self):
         ann, _ = await enter()
         await self.lobby.adelete()
         await ann.send_json_to({"type": "message", "ref": "1", "text": "x"})
         self.assertEqual((await ann.expect("error"))["code"], "no_room")
         await ann.disconnect()
+
+
+class ChannelLayerLossTest(SocketTestCase):
+    """The channel layer fails under sockets that are open, as Redis does when it restarts or its network is cut."""
+
+    async def lose_one(self) -> Client:
+        """Open a WebSocket and let the channel layer fail while it waits for messages, as for one of each process."""
+        layer = get_channel_layer()
+        with patch.object(layer, "receive", side_effect=RedisConnectionError):
+            client = Client("/ws/rooms/lobby/", client="lost")
+            with self.assertLogs("chat.consumers", "WARNING"):
+                await client.connect()
+                await self.expect_close(client)
+        return client
+
+    async def expect_close(self, client: Client) -> None:
+        """Demand that the client is told to come back."""
+        while (output := await client.receive_output(5))["type"] == "websocket.send":
+            pass
+        self.assertEqual(output, {"type": "websocket.close", "code": 4503})
+
+    async def test_the_one_that_waited_is_told_to_come_back_and_is_no_longer_online(self):
+        await self.lose_one()
+        self.assertEqual(presence.register().connections, {})
+
+    async def test_the_others_join_again_and_hear_what_they_have_missed(self):
+        ann, _ = await enter(client="a")
+        get_channel_layer().groups.clear()
+        message = await Message.objects.acreate(room=self.lobby, client="c", ref="1", author="Eve", text="meanwhile")
+        await messages.broadcast(message)
+        await self.lose_one()
+        self.assertEqual([one["text"] for one in (await ann.expect("history"))["messages"]], ["meanwhile"])
+        await self.async_client.post("/rooms/lobby/messages?client=b", {"ref": "2", "text": "afterwards"})
+        self.assertEqual((await ann.expect("message"))["text"], "afterwards")
+        await ann.disconnect()
+
+    async def test_those_that_can_not_join_again_are_told_to_come_back(self):
+        clients = [(await enter(client=name))[0] for name in "abc"]
+        with (
+            patch.object(messages, "CHANNEL_LAYER_SECONDS", 0.05),
+            patch.object(presence, "REJOIN_AT_ONCE", 1),
+            patch.object(get_channel_layer(), "group_add", side_effect=wait_for_ever) as group_add,
+        ):
+            presence.register().rejoin()
+            for client in clients:
+                await self.expect_close(client)
+            # The first one waited for all.
+            self.assertEqual(group_add.call_count, 1)
+        for client in clients:
+            await client.disconnect()
+
+    async def test_nobody_gets_in_without_it(self):
+        with (
+            patch.object(messages, "CHANNEL_LAYER_SECONDS", 0.05),
+            patch.object(get_channel_layer(), "group_add", side_effect=wait_for_ever),
+            self.assertLogs("chat.consumers", "WARNING"),
+        ):
+            client = Client("/ws/rooms/lobby/")
+            await client.connect()
+            await self.expect_close(client)
+
+    async def test_it_is_away_when_somebody_leaves(self):
+        ann, _ = await enter()
+        with patch.object(get_channel_layer(), "group_discard", side_effect=RedisConnectionError):
+            await ann.disconnect()
+        self.assertEqual(presence.register().connections, {})

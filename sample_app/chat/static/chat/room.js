@@ -121,6 +121,7 @@ function wake() {
 
 function receive(content) {
   answered();
+  if (outbox.all().length) expectAnswer();
   switch (content.type) {
     case "history":
       attempts = 0;

@@ -4,40 +4,16 @@ from __future__ import annotations
 
 import collections
 import json
-import os
-import subprocess
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
-from hosts import Host, Played, Site, play, receive, wait_for
+from cluster import ADDRESSES, APPS, HOSTS, SITE, asked, gateway, site, sockets_on
+from hosts import receive
 
-HOSTS = {name: Host(f"quintet-cluster-{name}") for name in ("edge1", "app1", "app2", "db1", "redis1", "stranger")}
-APPS = ("app1", "app2")
-ADDRESSES = {"edge1": "172.31.77.10", "app1": "172.31.77.11", "db1": "172.31.77.21", "redis1": "172.31.77.31"}
-SITE = Site(HOSTS["edge1"], "chat.test")
-FOLDER = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent")) / "cluster"
 REQUESTS = 200
 SOCKETS = 8
-
-
-def site(*arguments: str, playbook: str = "site.yml") -> Played:
-    """Run a playbook over OpenSSH, as the administrator of the site."""
-    return play(playbook, *arguments, inventory=FOLDER / "inventory")
-
-
-def asked(**headers: str) -> dict[str, str]:
-    """Ask the edge who answers, and what Django is told of the client."""
-    answer: dict[str, str] = SITE.get("/telling", headers=headers).json
-    return answer
-
-
-def gateway() -> str:
-    """The address that this machine has in the hosts' network."""
-    return "172.31.77.1"
 
 
 # ---- balance ----------------------------------------------------------------------------------------------------------
@@ -48,12 +24,6 @@ def test_requests_are_shared_out_evenly() -> None:
     assert sum(hosts.values()) == REQUESTS
     assert {f"quintet-cluster-{name}" for name in APPS} == set(hosts)
     assert max(hosts.values()) - min(hosts.values()) <= REQUESTS / 10, hosts
-
-
-def sockets_on(host: Host) -> int:
-    """Return how many WebSockets Daphne has on a host."""
-    listed = host.run("ss", "--unix", "--no-header", "--all", "state", "established")
-    return sum("daphne.sock" in line for line in listed.splitlines())
 
 
 @pytest.fixture
@@ -130,41 +100,7 @@ def test_servers_listen_for_other_hosts_on_their_named_address_alone() -> None:
         assert addresses - {"127.0.0.11"} == {ADDRESSES[name]}
 
 
-# ---- loss -------------------------------------------------------------------------------------------------------------
-
-
-def container(command: str, name: str) -> None:
-    subprocess.run(["docker", command, HOSTS[name].name], check=True, capture_output=True)
-
-
-@pytest.mark.parametrize("command", ["kill", "stop"])
-def test_a_host_that_goes_is_passed_over_and_comes_back(command: str) -> None:
-    statuses: collections.Counter[int] = collections.Counter()
-    hosts: list[str] = []
-    done = threading.Event()
-
-    def ask() -> None:
-        # A POST that an app may have is never asked twice, so it shows what is asked of a host that has none.
-        while not done.is_set():
-            for method in ("GET", "POST"):
-                answer = SITE.request(method, "/telling")
-                statuses[answer.status] += 1
-                hosts.append(answer.json["host"] if answer.status == 200 else "")
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        wait_for("both hosts", lambda: {*hosts[-10:]} == {HOSTS[name].name for name in APPS})
-        container(command, "app2")
-        wait_for("the other host for all", lambda: {*hosts[-20:]} == {HOSTS["app1"].name})
-        container("start", "app2")
-        wait_for("both hosts again", lambda: {*hosts[-10:]} == {HOSTS[name].name for name in APPS})
-    finally:
-        done.set()
-        asking.join()
-    # What it was answering when it was killed is lost.
-    lost = 2 if command == "kill" else 0
-    assert sum(count for status, count in statuses.items() if status != 200) <= lost, statuses
+# ---- again ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_run_changes_nothing() -> None:

@@ -13,9 +13,19 @@ from pathlib import Path
 
 from hosts import Host, Played, Site, play
 
-HOSTS = {name: Host(f"quintet-cluster-{name}") for name in ("edge1", "app1", "app2", "db1", "redis1", "stranger")}
+HOSTS = {
+    name: Host(f"quintet-cluster-{name}") for name in ("edge1", "app1", "app2", "app3", "db1", "redis1", "stranger")
+}
+# Those of the inventory; app3 is in none until a test adds it.
 APPS = ("app1", "app2")
-ADDRESSES = {"edge1": "172.31.77.10", "app1": "172.31.77.11", "db1": "172.31.77.21", "redis1": "172.31.77.31"}
+ADDRESSES = {
+    "edge1": "172.31.77.10",
+    "app1": "172.31.77.11",
+    "app2": "172.31.77.12",
+    "app3": "172.31.77.13",
+    "db1": "172.31.77.21",
+    "redis1": "172.31.77.31",
+}
 SITE = Site(HOSTS["edge1"], "chat.test")
 FOLDER = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent")) / "cluster"
 
@@ -78,3 +88,43 @@ def asking() -> Iterator[Asking]:
     finally:
         done.set()
         thread.join()
+
+
+def asked(**headers: str) -> dict[str, str]:
+    """Ask the edge who answers, and what Django is told of the client."""
+    answer: dict[str, str] = SITE.get("/telling", headers=headers).json
+    return answer
+
+
+def gateway() -> str:
+    """The address that this machine has in the hosts' network."""
+    return "172.31.77.1"
+
+
+def sockets_on(host: Host) -> int:
+    """Return how many WebSockets Daphne has on a host."""
+    listed = host.run("ss", "--unix", "--no-header", "--all", "state", "established")
+    return sum("daphne.sock" in line for line in listed.splitlines())
+
+
+@contextmanager
+def network_cut(name: str, *others: str) -> Iterator[None]:
+    """Cut the network between a host and some others: whatever one sends to the other vanishes without a word."""
+    # Each end drops what reaches it, so that no sender is told of it. Before anything that looks at connections.
+    drops = [(one, ADDRESSES[other]) for peer in others for one, other in ((name, peer), (peer, name))]
+    try:
+        for host, address in drops:
+            _drop(host, "--append", address)
+        yield
+    finally:
+        for host, address in drops:
+            _drop(host, "--delete", address)
+
+
+def _drop(name: str, command: str, address: str) -> None:
+    """Change what a host's kernel drops. From this machine: the host itself may not."""
+    shown = ["docker", "inspect", "--format", "{{.State.Pid}}", HOSTS[name].name]
+    process = subprocess.run(shown, check=True, capture_output=True, text=True).stdout.strip()
+    rule = ["iptables", "--table", "raw", command, "PREROUTING", "--source", address, "--jump", "DROP"]
+    as_root = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
+    subprocess.run([*as_root, "nsenter", "--target", process, "--net", *rule], check=True, capture_output=True)

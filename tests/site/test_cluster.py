@@ -9,22 +9,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from cluster import ADDRESSES, APPS, HOSTS, SITE, asking, container, site
-from hosts import Host, receive, wait_for
+from cluster import ADDRESSES, APPS, HOSTS, SITE, asked, asking, container, gateway, site, sockets_on
+from hosts import receive, wait_for
 
 REQUESTS = 200
 SOCKETS = 8
-
-
-def asked(**headers: str) -> dict[str, str]:
-    """Ask the edge who answers, and what Django is told of the client."""
-    answer: dict[str, str] = SITE.get("/telling", headers=headers).json
-    return answer
-
-
-def gateway() -> str:
-    """The address that this machine has in the hosts' network."""
-    return "172.31.77.1"
 
 
 # ---- balance ----------------------------------------------------------------------------------------------------------
@@ -35,12 +24,6 @@ def test_requests_are_shared_out_evenly() -> None:
     assert sum(hosts.values()) == REQUESTS
     assert {f"quintet-cluster-{name}" for name in APPS} == set(hosts)
     assert max(hosts.values()) - min(hosts.values()) <= REQUESTS / 10, hosts
-
-
-def sockets_on(host: Host) -> int:
-    """Return how many WebSockets Daphne has on a host."""
-    listed = host.run("ss", "--unix", "--no-header", "--all", "state", "established")
-    return sum("daphne.sock" in line for line in listed.splitlines())
 
 
 @pytest.fixture
@@ -122,14 +105,17 @@ def test_servers_listen_for_other_hosts_on_their_named_address_alone() -> None:
 
 @pytest.mark.parametrize("command", ["kill", "stop"])
 def test_a_host_that_goes_is_passed_over_and_comes_back(command: str) -> None:
-    with asking() as asked:
-        wait_for("both hosts", lambda: asked.hosts(10) == {*APPS})
+    with asking() as requests:
+        wait_for("both hosts", lambda: requests.hosts(10) == {*APPS})
         container(command, "app2")
-        wait_for("the other host for all", lambda: asked.hosts(20) == {"app1"})
+        wait_for("the other host for all", lambda: requests.hosts(20) == {"app1"})
         container("start", "app2")
-        wait_for("both hosts again", lambda: asked.hosts(10) == {*APPS})
+        wait_for("both hosts again", lambda: requests.hosts(10) == {*APPS})
     # What it was answering when it was killed is lost.
-    assert sum(asked.failed().values()) <= (2 if command == "kill" else 0), asked.failed()
+    assert sum(requests.failed().values()) <= (2 if command == "kill" else 0), requests.failed()
+
+
+# ---- again ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_run_changes_nothing() -> None:

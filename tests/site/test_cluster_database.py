@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,12 @@ def running(*statements: str, host: str = "app1") -> list[str]:
     return [line.removeprefix("told: ") for line in told.splitlines() if line.startswith("told:")]
 
 
+def credential(name: str, host: str = "app1") -> str:
+    """Return a secret of the generation that serves."""
+    revision = json.loads(HOSTS[host].run("cat", "/srv/chat/current/generation.json"))["revision"]
+    return HOSTS[host].run("cat", f"/etc/quintet/chat/revisions/{revision}/credentials/{name}")
+
+
 # ---- what the running app may do --------------------------------------------------------------------------------------
 
 
@@ -85,9 +92,9 @@ def test_the_running_app_changes_no_schema() -> None:
 
 
 def test_the_running_app_enters_no_other_database() -> None:
-    url = HOSTS["app1"].run("sh", "-c", "cat /etc/quintet/chat/revisions/*/credentials/DATABASE_URL | head -1").strip()
-    assert asked(re.sub(r":\d+/chat", ":5432/chat", url), "SELECT 1") == "1"
-    assert "no pg_hba.conf entry" in asked(re.sub(r":\d+/chat", ":5432/postgres", url), "SELECT 1")
+    direct = credential("DATABASE_DIRECT_URL")
+    assert asked(direct, "SELECT 1") == "1"
+    assert "no pg_hba.conf entry" in asked(direct.replace(":5432/chat", ":5432/postgres"), "SELECT 1")
 
 
 # ---- who migrates -----------------------------------------------------------------------------------------------------
@@ -124,9 +131,9 @@ def later() -> Iterator[None]:
         yield
     finally:
         migration.unlink()
-        administrator(
-            "DROP TABLE later; DROP SCHEMA apart CASCADE; DELETE FROM django_migrations WHERE name = '9001_later'"
-        )
+        # By the dump from before it, which the owner puts back.
+        dump = HOSTS["app1"].run("sh", "-c", "ls -t /var/lib/quintet/chat/dumps | head -1").strip()
+        HOSTS["app1"].run("quintet", "restore", "chat", dump)
         played = deploy()
         assert played.code == 0, played.output[-6000:]
 
@@ -144,12 +151,44 @@ def test_a_later_migration_is_the_owners_and_the_running_app_writes_to_its_table
     assert (written, more) == ("1", "1")
     assert "must be owner" in altered
     assert "denied" in made
-    # The dump from before it was made by the owner, on one host only.
+    # The dump from before it was made by the owner, and on one host only.
     dumps = [
         HOSTS[name].run("sh", "-c", "ls /var/lib/quintet/chat/dumps 2>/dev/null | wc -l").strip()
         for name in ("app1", "app2")
     ]
     assert dumps == ["1", "0"]
+
+
+def test_what_the_owner_has_put_back_is_what_the_running_app_has_rights_to() -> None:
+    assert administrator("SELECT to_regclass('later') IS NULL, to_regnamespace('apart') IS NULL") == "t|t"
+    told = running(
+        "INSERT INTO django_session VALUES ('a', 'b', now())",
+        "DELETE FROM django_session WHERE session_key = 'a'",
+        "DROP TABLE django_session",
+    )
+    assert told[:2] == ["done", "done"]
+    assert "must be owner" in told[2]
+    assert (
+        administrator("SELECT string_agg(DISTINCT tableowner, ',') FROM pg_tables WHERE schemaname = 'public'")
+        == "chat"
+    )
+
+
+def test_logins_that_were_the_owner_are_granted_what_is_there_and_are_the_owner_no_more() -> None:
+    # As a version before this one left them.
+    for login in ("chat_1", "chat_2"):
+        if administrator(f"SELECT to_regrole('{login}') IS NOT NULL") == "t":
+            administrator(f"GRANT chat TO {login}; ALTER ROLE {login} IN DATABASE chat SET role TO chat")
+            administrator(f'REVOKE "chat:app" FROM {login}')
+    administrator('DROP OWNED BY "chat:app"; DROP ROLE "chat:app"')
+    played = play("site.yml", "--tags", "postgresql", inventory=FOLDER / "inventory")
+    assert played.code == 0, played.output[-6000:]
+    # A session that was open then is the owner's until it ends.
+    administrator("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename ~ '^chat_[12]$'")
+    wait_for("the app", lambda: SITE.get("/healthz").status == 200)
+    reads, owns = running("SELECT count(*) >= 0 FROM django_session", "CREATE TABLE mine (id int)")
+    assert reads == "True"
+    assert "denied" in owns
 
 
 def test_only_an_app_host_with_its_certificate_is_the_owner() -> None:
@@ -193,11 +232,31 @@ def test_the_running_app_can_not_read_the_owners_key() -> None:
     (process,) = HOSTS["app1"].processes(unit)
     key = f"/proc/{process}/root/run/credentials/{unit}/database-owner-key"
     assert "PRIVATE KEY" in HOSTS["app1"].run("cat", key)
-    # Who has the app's user, and its group, is shown nothing of that process.
+    # Who runs as the app does is shown nothing of that process.
+    assert may_read("/proc/self/environ", *generation_properties())
     for path in (key, f"/proc/{process}/environ", f"/run/credentials/{unit}/database-owner-key"):
-        looks = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect"]
-        properties = [f"--property={line}" for line in generation_properties()]
-        assert HOSTS["app1"].fails(*looks, *properties, "cat", path), path
+        assert not may_read(path, *generation_properties()), path
+
+
+def test_without_user_namespaces_the_group_is_a_wall_of_its_own() -> None:
+    # As in an app whose sandbox has PrivateUsers taken out.
+    group = json.loads(HOSTS["app1"].run("cat", "/etc/quintet/chat/settings.json"))["database_owner"]["group"]
+    for first, may in (("chat", True), (group, False)):
+        unit = f"quintet-seen-{first}.service"
+        starts = ["systemd-run", "--quiet", "--collect", f"--unit={unit}", "--property=User=chat"]
+        HOSTS["app1"].run(*starts, f"--property=Group={first}", "--property=SupplementaryGroups=chat", "sleep", "30")
+        try:
+            (process,) = HOSTS["app1"].processes(unit)
+            path = f"/proc/{process}/root/etc/hostname"
+            assert may_read(path, "User=chat", "Group=chat", "NoNewPrivileges=yes") is may
+        finally:
+            HOSTS["app1"].run("systemctl", "stop", unit)
+
+
+def may_read(path: str, *properties: str) -> bool:
+    """Say whether a process with these properties of a service reads a file of its host."""
+    reads = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect"]
+    return not HOSTS["app1"].fails(*reads, *(f"--property={line}" for line in properties), "head", "-c1", path)
 
 
 def generation_properties() -> list[str]:
@@ -231,13 +290,43 @@ def test_statements_of_the_running_app_end_after_their_time_and_migrations_have_
     assert asked(own, shown) == "0 0 0"
 
 
+# ---- a network that is cut --------------------------------------------------------------------------------------------
+
+
+def engine(*command: str) -> None:
+    """Change the hosts' network as whoever pulls a cable."""
+    subprocess.run(["docker", *command], check=True, capture_output=True)
+
+
+def test_a_host_that_is_cut_off_loses_its_locks_in_seconds() -> None:
+    holders = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND (classid, objid) = (7, 7)"
+    held = "(echo 'SELECT pg_advisory_lock(7, 7);'; sleep 60) | psql --no-psqlrc \"$URL\""
+    network = ("quintet-cluster", HOSTS["app2"].name)
+    with subprocess.Popen(
+        [
+            "docker",
+            "exec",
+            "--env",
+            f"URL={credential('DATABASE_DIRECT_URL', 'app2')}",
+            HOSTS["app2"].name,
+            "sh",
+            "-c",
+            held,
+        ],
+        stdout=subprocess.DEVNULL,
+    ) as session:
+        wait_for("the lock", lambda: administrator(holders) == "1")
+        engine("network", "disconnect", *network)
+        try:
+            # Nothing is sent in either direction: 15 seconds, the next look, and what asking takes.
+            assert 5 < wait_for("its end", lambda: administrator(holders) == "0") < 25
+        finally:
+            engine("network", "connect", "--ip", "172.31.77.12", *network)
+            session.kill()
+    wait_for("the host", lambda: HOSTS["app2"].name in {SITE.get("/telling").json["host"] for _ in range(10)})
+
+
 # ---- PgBouncer --------------------------------------------------------------------------------------------------------
-
-
-def credential(name: str, host: str = "app1") -> str:
-    """Return a secret of the generation that serves."""
-    revision = json.loads(HOSTS[host].run("cat", "/srv/chat/current/generation.json"))["revision"]
-    return HOSTS[host].run("cat", f"/etc/quintet/chat/revisions/{revision}/credentials/{name}")
 
 
 def test_the_running_app_comes_through_the_pool_and_knows_the_way_past_it() -> None:
@@ -264,14 +353,14 @@ def test_the_pool_lets_in_app_hosts_by_tls_and_with_a_password_only() -> None:
     assert asked(url, "SELECT 1", "app2") == "1"
     open_to_all = re.sub(r"[?].*", "?sslmode=require", url)
     assert asked(open_to_all, "SELECT 1") == "1"
-    assert "login rejected" in asked(open_to_all, "SELECT 1", "stranger")
+    assert "no authentication method is found" in asked(open_to_all, "SELECT 1", "stranger")
     assert "SSL required" in asked(open_to_all.replace("require", "disable"), "SELECT 1")
     assert "authentication failed" in asked(re.sub(r":[^:@]+@", ":wrong@", open_to_all), "SELECT 1")
     # Neither its own database nor the owner's way is there.
-    for other in (open_to_all.replace("/chat", "/pgbouncer"), open_to_all.replace("/chat", "/postgres")):
+    for other in (open_to_all.replace("/chat?", "/pgbouncer?"), open_to_all.replace("/chat?", "/postgres?")):
         assert "FATAL" in asked(other, "SELECT 1")
     own = f"{OWNER} port=6432 sslcert={CLIENT}/certificate.pem sslkey={CLIENT}/key.pem"
-    assert "FATAL" in asked(own, "SELECT 1")
+    assert "unknown ca" in asked(own, "SELECT 1")
 
 
 def test_passwords_rotate_through_the_pool() -> None:
@@ -293,10 +382,9 @@ def test_there_are_connections_for_all_hosts_and_one_more() -> None:
     most = int(administrator("SHOW max_connections"))
     assert most % 100 == 0
     played = play(
-        *("site.yml", "--tags", "postgresql", "--limit", "all", "-e", "postgresql_max_connections=20"),
-        inventory=FOLDER / "inventory",
+        *("site.yml", "--tags", "postgresql", "-e", "postgresql_max_connections=20"), inventory=FOLDER / "inventory"
     )
     assert played.code != 0
     assert "postgresql_max_connections: 20 are fewer than the" in played.output
-    assert "chat on app1: " in played.output
+    assert "The pool of chat: 20 x 2 logins = 40." in played.output
     assert int(administrator("SHOW max_connections")) == most

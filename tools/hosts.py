@@ -7,7 +7,8 @@
 This file is the one place that knows how such a host is built and started. Its recipe is a bare Debian: what a
 fresh server has, and nothing that Quintet's roles must bring themselves. Of each suite there is a furnished one, too,
 such as trixie-furnished: it has the packages that the roles ask for, as packaged but for their services, which are disabled:
-so they don't run before a role starts them. It is for tests that need no bare host.
+so they don't run before a role starts them; and its Python keeps what it compiles for Ansible's tasks (archives.py).
+It is for tests that need no bare host.
 """
 
 from __future__ import annotations
@@ -58,15 +59,22 @@ BOOT = (
     " && exec /lib/systemd/systemd"
 )
 
+# Only root may look into the directory, and it is for the system's Python, not for environments of apps.
+ARCHIVES = Path(__file__).with_name("archives.py")
+ARCHIVES_KEPT = "/var/cache/python-archives"
+
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 LABEL = "org.quintet.host"
 
 
 # In a container that is no host yet: nothing starts, and the lists of packages stay, so that apt needs no new ones.
+# Its argument is the text of archives.py.
 FURNISH = (
     "printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d && apt-get update"
     f" && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {' '.join(FURNITURE)}"
     " && systemctl disable nginx postgresql redis-server"
+    f" && install -d -m 0700 {ARCHIVES_KEPT} && cd /usr/lib/python3/dist-packages && printf '%s' \"$1\" > quintet_archives.py"
+    f" && echo 'import quintet_archives; quintet_archives.keep(\"{ARCHIVES_KEPT}\")' > quintet_archives.pth"
     " && apt-get clean && rm /usr/sbin/policy-rc.d && : > /etc/machine-id"
 )
 
@@ -75,7 +83,7 @@ def recipe(suite: str) -> str:
     """Return a digest of what the image is made of: another recipe means another image."""
     parts = [suite, PACKAGES, FINISH, BOOT]
     if suite.endswith(FURNISHED):
-        parts.append(FURNISH)
+        parts += [FURNISH, ARCHIVES.read_text()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -196,7 +204,8 @@ def furnish(name: str, suite: str, bare: str) -> None:
     remove = ["docker", "rm", "--force", container]
     ask(remove)
     try:
-        arguments = ["run", "--name", container, "--label", f"{LABEL}={suite}", *trust(), bare, "sh", "-c", FURNISH]
+        arguments = ["run", "--name", container, "--label", f"{LABEL}={suite}", *trust(), bare]
+        arguments += ["sh", "-c", FURNISH, "sh", ARCHIVES.read_text()]
         docker(arguments, f"{name} can't be built", FURNISH_SECONDS)
         changes = [f"CMD {json.dumps(['sh', '-c', BOOT])}", f"LABEL {LABEL}={recipe(suite)}"]
         docker(

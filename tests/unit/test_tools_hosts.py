@@ -23,6 +23,15 @@ def test_a_changed_recipe_means_another_image(monkeypatch: pytest.MonkeyPatch) -
     assert hosts.recipe("trixie") != before
 
 
+def test_what_keeps_bytecode_is_of_the_furnished_recipe_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {suite: hosts.recipe(suite) for suite in ("trixie", "trixie-furnished")}
+    changed = tmp_path / "archives.py"
+    changed.write_text(hosts.ARCHIVES.read_text() + "# Less")
+    monkeypatch.setattr(hosts, "ARCHIVES", changed)
+    assert hosts.recipe("trixie") == before["trixie"]
+    assert hosts.recipe("trixie-furnished") != before["trixie-furnished"]
+
+
 def test_the_image_is_bare() -> None:
     expected = {"systemd", "systemd-sysv", "dbus", "python3", "ca-certificates", "iproute2"}
     assert set(hosts.PACKAGES) == expected

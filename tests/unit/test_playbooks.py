@@ -439,3 +439,26 @@ def test_the_edge_sends_files_to_the_host_that_has_them(change: dict[str, Any], 
 def test_apps_are_checked_for_the_hosts_that_they_run_on() -> None:
     check = next(task for task, _ in tasks(play("site.yml", "Read what is known about the hosts")["tasks"]))
     assert evaluate(check["quintet.django.check_apps"]["hosts"], **SEVERAL) == ["app1", "app2"]
+
+
+@pytest.mark.parametrize(
+    ("servers", "gone"),
+    [
+        (["10.0.0.11:443", "10.0.0.12:443"], []),
+        (["10.0.0.11:443", "10.0.0.12:443", "10.0.0.13:443"], ["shop"]),
+        # A site on one host that becomes one on several goes on until these serve.
+        (["unix:/srv/shop/current/run/gunicorn.sock"], []),
+        ([], []),
+    ],
+)
+def test_the_edge_leaves_a_host_that_is_gone_before_others_close_to_it(servers: list[str], gone: list[str]) -> None:
+    plays = yaml.safe_load((FOLDER / "site.yml").read_text())
+    names = [one["name"] for one in plays]
+    leaving = names.index("Leave out the app hosts that are no longer in the inventory")
+    assert leaving < names.index("Let in what the hosts' parts need, and nothing else")
+    assert leaving < names.index("Set up PostgreSQL")
+    task = task_of(play("site.yml", "Leave out the app hosts that are no longer in the inventory"), "without them")
+    lines = "".join(f"    server {server} max_conns=256 max_fails=1;\n" for server in servers)
+    now = f"upstream other-http {{\n    server 10.9.9.9:443;\n}}\nupstream shop-http {{\n{lines}}}\n" if servers else ""
+    given = {**APART, "hostvars": cluster("edge1", "app1", "app2"), "django_apps": [{**ENTRY, "name": "shop"}]}
+    assert evaluate(task["vars"]["with_gone_hosts"], **given, edge_sites={"stdout": now}) == gone

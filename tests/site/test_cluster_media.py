@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+from cluster import FOLDER, HOSTS, SITE, asked
 from hosts import Host, Played, play, wait_for
-from test_cluster import FOLDER, HOSTS, SITE, asked
 
 KEEPER, OTHER = HOSTS["app1"], HOSTS["app2"]
 MEDIA = "/srv/chat/shared/media"

@@ -73,7 +73,11 @@ def test_where_nginx_cannot_reload_the_gate_stays_closed_and_it_is_tried_again(h
     boot(here.host, "shop")
     here.system.nginx = [Answer(False, "emerg")]
     closed = []
-    here.clock.sleep = lambda _seconds: closed.append(here.layout.gate("shop").exists())  # type: ignore[method-assign]
+
+    def look(_: float) -> None:
+        closed.append(here.layout.gate("shop").exists())
+
+    here.clock.sleep = look  # type: ignore[method-assign,assignment]
     gate.rejoin(here.host, "shop")
     assert closed == [True]
     assert not here.layout.gate("shop").exists()

@@ -49,6 +49,11 @@ class Told:
     host: str
     generation: str
 
+    @property
+    def release(self) -> str:
+        """What the generation was built of: the same on every host."""
+        return self.generation.partition("-")[0]
+
 
 @dataclass
 class Asking:

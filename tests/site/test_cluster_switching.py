@@ -66,14 +66,12 @@ def test_hosts_switch_one_after_the_other_and_nobody_notices(asked: Asking) -> N
         lines = [json.loads(line) for line in probed.splitlines() if '"quintet-probe"' in line]
         own = {line["upstream"] for line in lines if line["client"] == address}
         assert own == {f"{address}:443"}
-    wait_for(
-        "both hosts with the new release", lambda: {one.generation for one in asked.last(20)} == {APP1.current("chat")}
-    )
+    wait_for("both hosts with the new release", lambda: {one.release for one in asked.last(20)} == releases())
     assert asked.hosts(20) == {*APPS}
 
 
 def test_a_host_that_cannot_be_asked_through_the_edge_takes_all_back(asked: Asking) -> None:
-    before = APP1.current("chat")
+    before = releases()
     # The app is well there, and so is what activate asks of it directly; but nobody gets to it.
     APP2.run("systemctl", "stop", "nginx.service")
     try:
@@ -87,31 +85,35 @@ def test_a_host_that_cannot_be_asked_through_the_edge_takes_all_back(asked: Aski
     assert "through 172.31.77.10:80: got" in told
     assert "Step: edge" in told
     assert "app 'chat' stays as it was on app1, since app2 could not follow." in told
-    assert {HOSTS[name].current("chat") for name in APPS} == {before}
+    assert releases() == before
     failed = next(one for one in reversed(entries("app2")) if one["action"] == "activate")
     # The first one had switched, alone, and went back.
-    done = [one["action"] for one in entries("app1") if one.get("generation") == failed["generation"]]
+    done = [
+        one["action"]
+        for one in entries("app1")
+        if str(one.get("generation")).startswith(failed["generation"].split("-")[0])
+    ]
     assert [action for action in done if action in ("activate", "confirm", "undo")] == ["activate", "undo"]
-    wait_for("the old release alone", lambda: {one.generation for one in asked.last(20)} == {before})
+    wait_for("the old release alone", lambda: {one.release for one in asked.last(20)} == before)
 
 
 def test_a_host_that_was_away_gets_the_current_generation_before_it_is_asked(asked: Asking) -> None:
-    old = APP2.current("chat")
+    before, old = releases(), APP2.current("chat")
     container("stop", "app2")
     try:
         change_code()
         # With a host away nothing is changed anywhere, until somebody says that it may be left out; and then the edge has to know.
         played = site(playbook="playbooks/deploy.yml")
         assert played.count("app2", "unreachable") == 1
-        assert APP1.current("chat") == old
+        assert {APP1.current("chat").split("-")[0]} == before
         played = site("--limit", "app1", playbook="playbooks/deploy.yml")
         assert played.code != 0
         assert "--limit leaves out app2, which would not get this change, and edge1" in " ".join(played.output.split())
-        assert APP1.current("chat") == old
+        assert {APP1.current("chat").split("-")[0]} == before
         played = site("--limit", "all:!app2", playbook="playbooks/deploy.yml")
         assert played.code == 0, played.output[-4000:]
-        new = APP1.current("chat")
-        assert new != old
+        new = APP1.current("chat").split("-")[0]
+        assert {new}.isdisjoint(before)
         assert left_out() == ["172.31.77.12:443"]
     finally:
         container("start", "app2")
@@ -122,14 +124,14 @@ def test_a_host_that_was_away_gets_the_current_generation_before_it_is_asked(ask
     wait_for("its gate to open", lambda: APP2.quintet("status", "chat")["apps"][0]["gate"] == "open")
     since = len(asked.told)
     wait_for("some requests", lambda: len(asked.told) > since + 40)
-    assert {one.generation for one in asked.told[since:]} == {new}
+    assert {one.release for one in asked.told[since:]} == {new}
     # The next run of everything brings it in; only after its switch is it asked.
     played = site()
     assert played.code == 0, played.output[-4000:]
-    assert releases() == {new.split("-")[0]}
+    assert releases() == {new}
     assert left_out() == []
     wait_for("both hosts", lambda: asked.hosts(20) == {*APPS})
-    assert {one.generation for one in asked.told[since:]} == {new}
+    assert {one.release for one in asked.told[since:]} == {new}
 
 
 def test_a_host_that_comes_back_sick_is_not_asked_before_its_probes_pass(asked: Asking) -> None:

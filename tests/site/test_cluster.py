@@ -9,11 +9,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from cluster import ADDRESSES, APPS, HOSTS, SITE, asked, asking, container, gateway, site, sockets_on
+from cluster import ADDRESSES, APPS, HOSTS, SITE, asked, asking, container, gateway, site, sockets_on, without_firewalls
 from hosts import receive, wait_for
 
 REQUESTS = 200
 SOCKETS = 8
+
+
+@pytest.fixture
+def no_firewall() -> Iterator[None]:
+    """Let a stranger come as far as the servers themselves."""
+    with without_firewalls():
+        yield
 
 
 # ---- balance ----------------------------------------------------------------------------------------------------------
@@ -55,19 +62,6 @@ def test_files_come_from_the_app_hosts() -> None:
 def test_django_is_told_the_client_and_nobody_can_forge_it() -> None:
     told = asked(**{"X-Forwarded-For": "192.0.2.9", "X-Forwarded-Proto": "https", "X-Real-IP": "192.0.2.9"})
     assert (told["client"], told["scheme"], told["asked"]) == (gateway(), "http", "chat.test")
-
-
-@pytest.fixture
-def no_firewall() -> Iterator[None]:
-    """Take the hosts' firewalls away for a while, so that the servers themselves must say no."""
-    names = ("edge1", *APPS, "db1", "redis1")
-    for name in names:
-        HOSTS[name].run("systemctl", "stop", "quintet-firewall")
-    try:
-        yield
-    finally:
-        for name in names:
-            HOSTS[name].run("systemctl", "start", "quintet-firewall")
 
 
 @pytest.mark.usefixtures("no_firewall")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster import without_firewalls
 from hosts import Host, Played, Site, play, wait_for
 
 HOSTS = {name: Host(f"quintet-cluster-{name}") for name in ("edge1", "app1", "app2", "db1", "stranger")}
@@ -20,6 +21,13 @@ FOLDER = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent")) / 
 CLIENT = "/etc/quintet-authority/private/clients/chat"
 AUTHORITY = "/etc/quintet-authority"
 OWNER = f"host={DATABASE} dbname=chat user=chat:owner sslmode=verify-full sslrootcert={AUTHORITY}/authority.pem"
+
+
+@pytest.fixture
+def no_firewall() -> Iterator[None]:
+    """Let a stranger come as far as the servers themselves."""
+    with without_firewalls():
+        yield
 
 
 def deploy() -> Played:
@@ -191,6 +199,7 @@ def test_logins_that_were_the_owner_are_granted_what_is_there_and_are_the_owner_
     assert "denied" in owns
 
 
+@pytest.mark.usefixtures("no_firewall")
 def test_only_an_app_host_with_its_certificate_is_the_owner() -> None:
     own = f"{OWNER} sslcert={CLIENT}/certificate.pem sslkey={CLIENT}/key.pem"
     for name in ("app1", "app2"):
@@ -205,6 +214,7 @@ def test_only_an_app_host_with_its_certificate_is_the_owner() -> None:
         assert "no pg_hba.conf entry" in asked(own.replace("chat:owner", role), "SELECT 1")
 
 
+@pytest.mark.usefixtures("no_firewall")
 def test_the_owners_certificate_is_worth_nothing_elsewhere() -> None:
     own = f"{OWNER} sslcert=/root/stolen/certificate.pem sslkey=/root/stolen/key.pem".replace(AUTHORITY, "/root/stolen")
     stranger = HOSTS["stranger"]
@@ -223,7 +233,9 @@ def test_the_running_app_can_not_read_the_owners_key() -> None:
     lock = "SELECT pg_advisory_lock({}, {}), pg_sleep(8)".format(*migration_lock())
     # A migration that waits for another one: so it can be looked at.
     HOSTS["db1"].run("sh", "-c", f"psql -U postgres -d chat -c '{lock}' >/dev/null 2>&1 &")
-    wait_for("the lock", lambda: administrator("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == "1")
+    key = "classid = ({})::int4::oid AND objid = ({})::int4::oid".format(*migration_lock())
+    held = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND {key}"
+    wait_for("the lock", lambda: administrator(held) == "1")
     current = HOSTS["app1"].current("chat")
     HOSTS["app1"].run("sh", "-c", f"quintet migrate chat {current} >/dev/null 2>&1 &")
     unit = "quintet-migrate-chat.service"
@@ -348,6 +360,7 @@ def test_transactions_of_many_clients_share_the_pool() -> None:
     assert len(backends) < 5
 
 
+@pytest.mark.usefixtures("no_firewall")
 def test_the_pool_lets_in_app_hosts_by_tls_and_with_a_password_only() -> None:
     url = credential("DATABASE_URL")
     assert asked(url, "SELECT 1", "app2") == "1"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from cluster import ADDRESSES, APPS, HOSTS, SITE, asked, asking, container, gateway, site, sockets_on, without_firewalls
+from cluster import ADDRESSES, APPS, HOSTS, SITE, asked, asking, container, gateway, sockets_on, without_firewalls
 from hosts import receive, wait_for
 
 REQUESTS = 200
@@ -123,11 +123,3 @@ def test_a_host_that_goes_is_passed_over_and_comes_back(command: str) -> None:
         wait_for("both hosts again", lambda: requests.hosts(10) == {*APPS})
     # What it was answering when it was killed is lost.
     assert sum(requests.failed().values()) <= (2 if command == "kill" else 0), requests.failed()
-
-
-# ---- again ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_second_run_changes_nothing() -> None:
-    again = site()
-    assert (again.code, again.changed) == (0, 0), again.changed_tasks or again.output[-4000:]

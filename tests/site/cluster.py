@@ -113,6 +113,18 @@ def sockets_on(host: Host) -> int:
 
 
 @contextmanager
+def unplugged(name: str) -> Iterator[None]:
+    """Take a host off the hosts' network meanwhile; it comes back under its address."""
+    network = ("quintet-cluster", HOSTS[name].name)
+    subprocess.run(["docker", "network", "disconnect", *network], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        connect = ["docker", "network", "connect", "--ip", ADDRESSES[name], *network]
+        subprocess.run(connect, check=True, capture_output=True)
+
+
+@contextmanager
 def network_cut(name: str, *others: str) -> Iterator[None]:
     """Cut the network between a host and some others: whatever one sends to the other vanishes without a word."""
     # Each end drops what reaches it, so that no sender is told of it. Before anything that looks at connections.

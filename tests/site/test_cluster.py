@@ -9,18 +9,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from cluster import ADDRESSES, APPS, HOSTS, SITE, asked, asking, container, gateway, sockets_on, without_firewalls
+from cluster import ADDRESSES, APPS, HOSTS, SITE, asked, asking, container, gateway, sockets_on
 from hosts import receive, wait_for
 
 REQUESTS = 200
 SOCKETS = 8
-
-
-@pytest.fixture
-def no_firewall() -> Iterator[None]:
-    """Let a stranger come as far as the servers themselves."""
-    with without_firewalls():
-        yield
 
 
 # ---- balance ----------------------------------------------------------------------------------------------------------

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from cluster import without_firewalls
-from hosts import Host, Played, Site, play, wait_for
+from cluster import ADDRESSES, FOLDER, HOSTS, SITE, site, unplugged
+from hosts import Played, wait_for
 
-HOSTS = {name: Host(f"quintet-cluster-{name}") for name in ("edge1", "app1", "app2", "db1", "stranger")}
-DATABASE = "172.31.77.21"
-SITE = Site(HOSTS["edge1"], "chat.test")
-FOLDER = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent")) / "cluster"
+DATABASE = ADDRESSES["db1"]
 CLIENT = "/etc/quintet-authority/private/clients/chat"
 AUTHORITY = "/etc/quintet-authority"
 OWNER = f"host={DATABASE} dbname=chat user=chat:owner sslmode=verify-full sslrootcert={AUTHORITY}/authority.pem"
 
 
-@pytest.fixture
-def no_firewall() -> Iterator[None]:
-    """Let a stranger come as far as the servers themselves."""
-    with without_firewalls():
-        yield
-
-
 def deploy() -> Played:
-    return play("playbooks/deploy.yml", "-e", "app=chat", inventory=FOLDER / "inventory")
+    return site("-e", "app=chat", playbook="playbooks/deploy.yml")
 
 
 def administrator(statement: str) -> str:
@@ -189,7 +177,7 @@ def test_logins_that_were_the_owner_are_granted_what_is_there_and_are_the_owner_
             administrator(f"GRANT chat TO {login}; ALTER ROLE {login} IN DATABASE chat SET role TO chat")
             administrator(f'REVOKE "chat:app" FROM {login}')
     administrator('DROP OWNED BY "chat:app"; DROP ROLE "chat:app"')
-    played = play("site.yml", "--tags", "postgresql", inventory=FOLDER / "inventory")
+    played = site("--tags", "postgresql")
     assert played.code == 0, played.output[-6000:]
     # A session that was open then is the owner's until it ends.
     administrator("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename ~ '^chat_[12]$'")
@@ -305,15 +293,9 @@ def test_statements_of_the_running_app_end_after_their_time_and_migrations_have_
 # ---- a network that is cut --------------------------------------------------------------------------------------------
 
 
-def engine(*command: str) -> None:
-    """Change the hosts' network as whoever pulls a cable."""
-    subprocess.run(["docker", *command], check=True, capture_output=True)
-
-
 def test_a_host_that_is_cut_off_loses_its_locks_in_seconds() -> None:
     holders = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND (classid, objid) = (7, 7)"
     held = "(echo 'SELECT pg_advisory_lock(7, 7);'; sleep 60) | psql --no-psqlrc \"$URL\""
-    network = ("quintet-cluster", HOSTS["app2"].name)
     with subprocess.Popen(
         [
             "docker",
@@ -328,12 +310,11 @@ def test_a_host_that_is_cut_off_loses_its_locks_in_seconds() -> None:
         stdout=subprocess.DEVNULL,
     ) as session:
         wait_for("the lock", lambda: administrator(holders) == "1")
-        engine("network", "disconnect", *network)
         try:
-            # Nothing is sent in either direction: 15 seconds, the next look, and what asking takes.
-            assert 5 < wait_for("its end", lambda: administrator(holders) == "0") < 25
+            with unplugged("app2"):
+                # Nothing is sent in either direction: 15 seconds, the next look, and what asking takes.
+                assert 5 < wait_for("its end", lambda: administrator(holders) == "0") < 25
         finally:
-            engine("network", "connect", "--ip", "172.31.77.12", *network)
             session.kill()
     wait_for("the host", lambda: HOSTS["app2"].name in {SITE.get("/telling").json["host"] for _ in range(10)})
 
@@ -379,7 +360,7 @@ def test_the_pool_lets_in_app_hosts_by_tls_and_with_a_password_only() -> None:
 
 def test_passwords_rotate_through_the_pool() -> None:
     before = credential("DATABASE_URL")
-    played = play(*("playbooks/rotate.yml", "-e", "app=chat", "-e", "secret=database"), inventory=FOLDER / "inventory")
+    played = site("-e", "app=chat", "-e", "secret=database", playbook="playbooks/rotate.yml")
     assert played.code == 0, played.output[-6000:]
     after = credential("DATABASE_URL", "app2")
     logins = {asked(url, "SELECT current_user") for url in (before, after)}
@@ -395,9 +376,7 @@ def test_passwords_rotate_through_the_pool() -> None:
 def test_there_are_connections_for_all_hosts_and_one_more() -> None:
     most = int(administrator("SHOW max_connections"))
     assert most % 100 == 0
-    played = play(
-        *("site.yml", "--tags", "postgresql", "-e", "postgresql_max_connections=20"), inventory=FOLDER / "inventory"
-    )
+    played = site("--tags", "postgresql", "-e", "postgresql_max_connections=20")
     assert played.code != 0
     assert "postgresql_max_connections: 20 are fewer than the" in played.output
     assert "The pool of chat: 20 x 2 logins = 40." in played.output

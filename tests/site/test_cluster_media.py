@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import shutil
-import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster import FOLDER, HOSTS, SITE, asked
+from cluster import FOLDER, HOSTS, SITE, asked, container
 from hosts import Host, Played, play, wait_for
 
 KEEPER, OTHER = HOSTS["app1"], HOSTS["app2"]
@@ -79,7 +78,7 @@ def test_a_write_on_another_host_is_a_loud_error() -> None:
 
 def test_without_the_host_of_the_files_everything_else_goes_on(uploads: dict[str, str]) -> None:
     url, text = next(iter(uploads.items()))
-    subprocess.run(["docker", "kill", KEEPER.name], check=True, capture_output=True)
+    container("kill", "app1")
     try:
         for _ in range(3):
             answer = SITE.get(url)
@@ -91,7 +90,7 @@ def test_without_the_host_of_the_files_everything_else_goes_on(uploads: dict[str
         for _ in range(20):
             assert asked()["host"] == OTHER.name
     finally:
-        subprocess.run(["docker", "start", KEEPER.name], check=True, capture_output=True)
+        container("start", "app1")
     wait_for("its files", lambda: SITE.get(url).body == text)
 
 

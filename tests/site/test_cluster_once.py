@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
+import cluster
 import pytest
 import yaml
-from hosts import Host, play, wait_for
+from cluster import APPS, FOLDER, container, site, unplugged
+from hosts import wait_for
 
-HOSTS = {name: Host(f"quintet-cluster-{name}") for name in ("app1", "app2")}
-ADDRESSES = {"app1": "172.31.77.11", "app2": "172.31.77.12"}
-DATABASE = Host("quintet-cluster-db1")
-NETWORK = "quintet-cluster"
-FOLDER = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent")) / "cluster"
+HOSTS = {name: cluster.HOSTS[name] for name in APPS}
+DATABASE = cluster.HOSTS["db1"]
 # What the app writes there: when its worker begins, goes on and ends, each run of its timer, and each load of its first data.
 NOTES = "/srv/chat/shared/once"
 WORKER, TIMERS = "worker-chat-single-1", "once-chat"
@@ -105,10 +102,6 @@ def both() -> Iterator[None]:
     wait_for("one host that works and one that waits", settled)
 
 
-def docker(*words: str) -> None:
-    subprocess.run(["docker", *words], check=True, capture_output=True)
-
-
 def test_one_host_does_the_work_and_both_are_well() -> None:
     name = holder(WORKER, "does this")
     began = time.time()
@@ -127,7 +120,7 @@ def test_one_host_does_the_work_and_both_are_well() -> None:
 def test_hosts_that_cannot_agree_are_refused_before_anything_is_touched() -> None:
     given = yaml.safe_load((FOLDER / "inventory/group_vars/all/apps.yml").read_text())
     apps = [{**app, "database": False} for app in given["django_apps"]]
-    refused = play("site.yml", "-e", json.dumps({"django_apps": apps}), inventory=FOLDER / "inventory")
+    refused = site("-e", json.dumps({"django_apps": apps}))
     assert (refused.code, refused.changed) == (2, 0), refused.output[-4000:]
     for entry in ("workers[0].runs_on: 'single'", "timers[0].runs_on: 'tick'"):
         assert (
@@ -140,7 +133,7 @@ def test_a_change_moves_the_work_and_never_doubles_it() -> None:
     before, began = spans(), time.time()
     with (FOLDER / "sample_app/config/single.py").open("a") as source:
         print("# Another release.", file=source)
-    done = play("playbooks/deploy.yml", inventory=FOLDER / "inventory")
+    done = site(playbook="playbooks/deploy.yml")
     assert done.code == 0, done.output[-6000:]
     wait_for("one host that works and one that waits", settled)
     after = spans()
@@ -167,9 +160,9 @@ def loss(name: str, lose: Callable[[], None]) -> tuple[Span, float, float]:
 
 def test_a_killed_hosts_work_moves() -> None:
     name = holder(WORKER, "does this")
-    taken, lost, _ = loss(name, lambda: docker("kill", HOSTS[name].name))
+    taken, lost, _ = loss(name, lambda: container("kill", name))
     print(f"\nkilled: another host began after {taken.began - lost:.1f} s")
-    docker("start", HOSTS[name].name)
+    container("start", name)
     wait_for("one host that works and one that waits", settled)
     assert never_two(spans()), spans()
     assert never_twice(ticks()), ticks(since=lost - 10)
@@ -178,8 +171,8 @@ def test_a_killed_hosts_work_moves() -> None:
 
 def test_a_host_without_its_network_has_stopped_before_another_begins() -> None:
     name = holder(WORKER, "does this")
-    taken, lost, moved = loss(name, lambda: docker("network", "disconnect", NETWORK, HOSTS[name].name))
-    try:
+    with ExitStack() as network:
+        taken, lost, moved = loss(name, lambda: network.enter_context(unplugged(name)))
         (ended,) = [span.ended for span in spans(name) if span.ended > lost - WORKS_SECONDS * 4]
         assert ended < taken.began
         print(f"\nnetwork cut: ended here after {ended - lost:.1f} s, began there after {taken.began - lost:.1f} s")
@@ -189,8 +182,6 @@ def test_a_host_without_its_network_has_stopped_before_another_begins() -> None:
         wait_for("a time of the timer there", lambda: any(host != HOSTS[name].name for _, host in ticks(since=lost)))
         assert [moment for moment, host in ticks(since=lost + 8) if host == HOSTS[name].name] == []
         assert moved - lost < MOVE_SECONDS * 2
-    finally:
-        docker("network", "connect", "--ip", ADDRESSES[name], NETWORK, HOSTS[name].name)
     wait_for("one host that works and one that waits", settled)
     assert never_two(spans()), spans()
     assert never_twice(ticks()), ticks(since=lost - 10)

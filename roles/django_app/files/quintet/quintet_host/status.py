@@ -69,13 +69,9 @@ def as_text(status: dict[str, Any]) -> str:
     if current is None:
         head = "serves nothing yet"
     else:
-        closed = status["gate"] == "closed"
-        head = f"serves {current}, " + ("all units run" if status["healthy"] or closed else "NOT all units run")
-        head = (
-            f"serves nobody until the probes of {current} pass (journalctl -u quintet-gate-{status['app']})"
-            if closed
-            else head
-        )
+        head = f"serves {current}, " + ("all units run" if status["healthy"] else "NOT all units run")
+    if current is not None and status["gate"] == "closed":
+        head = f"serves nobody until the probes of {current} pass (journalctl -u quintet-gate-{status['app']})"
     lines = [f"{status['app']}: {head}"]
     if status["previous"]:
         lines.append(f"  previous {status['previous']} (quintet rollback {status['app']})")

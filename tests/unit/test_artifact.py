@@ -38,6 +38,7 @@ NEEDED = {
     "meta/runtime.yml",
     "playbooks/deploy.yml",
     "playbooks/rollback.yml",
+    "playbooks/roles/topology/vars/main.yml",
     "playbooks/maintenance.yml",
     "playbooks/rotate.yml",
     "playbooks/site.yml",
@@ -74,7 +75,7 @@ def paths(artifact: tarfile.TarFile) -> list[PurePosixPath]:
 
 def test_what_is_needed_is_there(paths: list[PurePosixPath]) -> None:
     assert NEEDED - {str(path) for path in paths} == set()
-    assert {path.parts[1] for path in paths if path.match("roles/*")} == {
+    assert {path.parts[1] for path in paths if path.parent == PurePosixPath("roles")} == {
         path.name for path in (ROOT / "roles").iterdir()
     }
 

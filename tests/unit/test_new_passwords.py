@@ -33,7 +33,7 @@ def told(playbook: str, server: str, unused: dict[str, list[str]], **given: Any)
         "groups": {"app": ["gone", "one"]},
         "hostvars": {"gone": {}, "one": {"django_app_unused": unused, "django_app_rotations": {}}},
     }
-    derived = DataLoader().load_from_file(str(PLAYBOOKS / "vars/topology.yml"), trusted_as_template=True)
+    derived = DataLoader().load_from_file(str(PLAYBOOKS / "roles/topology/vars/main.yml"), trusted_as_template=True)
     templar = Templar(DataLoader(), variables={**known, **derived, **play["vars"], **include["vars"], **given})
     return [app["name"] for app in templar.template(include["loop"])]
 

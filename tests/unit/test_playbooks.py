@@ -12,7 +12,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
 FOLDER = Path(__file__).parents[2] / "playbooks"
-PLAYBOOKS = sorted(path for path in FOLDER.glob("**/*.yml") if path.parent.name != "vars")
+PLAYBOOKS = sorted(path for path in FOLDER.glob("**/*.yml") if FOLDER / "roles" not in path.parents)
 
 
 def tasks(entries: list[dict[str, Any]], *conditions: Any) -> Iterator[tuple[dict[str, Any], list[Any]]]:
@@ -56,7 +56,7 @@ def play(playbook: str, name: str) -> dict[str, Any]:
 def evaluate(text: Any, **variables: Any) -> Any:
     unused: dict[str, list[str]] = {str(app["name"]): [] for app in APPS}
     hosts: dict[str, Any] = {"web2": {}, "web1": {"django_app_rotations": ROTATIONS, "django_app_unused": unused}}
-    derived = DataLoader().load_from_file(str(FOLDER / "vars/topology.yml"), trusted_as_template=True)
+    derived = DataLoader().load_from_file(str(FOLDER / "roles/topology/vars/main.yml"), trusted_as_template=True)
     known = {"django_apps": APPS, "groups": {"app": [*hosts]}, "hostvars": hosts, **derived, **variables}
     return Templar(DataLoader(), variables=known).template(trust_as_template(str(text)))
 

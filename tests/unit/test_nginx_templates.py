@@ -882,41 +882,6 @@ def test_a_host_may_ask_the_edge_for_itself_and_for_no_other() -> None:
     assert "probe" not in site(http_servers=servers, websocket_servers=servers)
 
 
-SITE_NOW = """\
-upstream shop-http {
-    zone shop-http 64k;
-    server 10.0.0.11:443 max_conns=256;
-    server 10.0.0.12:443 max_conns=256 down;
-}
-upstream shop-probe-1 { server 10.0.0.13:443; }
-"""
-
-
-@pytest.mark.parametrize(
-    ("now", "given", "down"),
-    [
-        (SITE_NOW, {}, ["10.0.0.12:443", "10.0.0.13:443"]),
-        (SITE_NOW, {"10.0.0.12:443": False, "10.0.0.13:443": False}, []),
-        (SITE_NOW, {"10.0.0.11:443": True, "10.0.0.12:443": False}, ["10.0.0.11:443", "10.0.0.13:443"]),
-        ("", {}, ["10.0.0.11:443", "10.0.0.12:443", "10.0.0.13:443"]),
-    ],
-)
-def test_servers_that_are_not_asked_now_stay_down_until_told(now: str, given: dict[str, bool], down: list[str]) -> None:
-    names = [f"10.0.0.{number}:443" for number in (11, 12, 13)]
-    servers = [{"server": name, **({"down": given[name]} if name in given else {})} for name in names]
-    variables = {
-        "nginx_site_name": "shop",
-        "nginx_site_domains": ["shop.example"],
-        "nginx_site_http_servers": servers,
-        "nginx_site_keep_down": True,
-        "__nginx_site_now": {"stdout": now},
-    }
-    role = Role("nginx", **variables)
-    assert sorted(role.evaluate("__nginx_site_down")) == down
-    lines = role.render("site.conf.j2").split("upstream shop-http {")[1].split("}")[0].splitlines()
-    assert [line.split()[1] for line in lines if line.endswith(" down;")] == down
-
-
 def test_a_site_without_tls_answers_the_edge_alone() -> None:
     given = {
         "nginx_site_name": "shop",

@@ -366,28 +366,78 @@ def test_a_site_on_one_host_has_nobody_to_leave_out() -> None:
     assert evaluate("{{ app_hosts_left_out }}", **{**APART, "groups": groups, "hostvars": hosts}) == []
 
 
+SITE_NOW = """
+upstream shop-http {
+    zone shop-http 64k;
+    server 10.0.0.11:443 max_conns=256 max_fails=1;
+    server 10.0.0.12:443 max_conns=256 down;
+}
+upstream shop-probe-1 { server 10.0.0.12:443; }
+"""
+
+
+def on_the_edge(file: str, now: str, *taking_part: str, **given: Any) -> dict[str, Any]:
+    """Return the variables of the one task of a file, on an edge whose sites are `now`, in a run of some hosts."""
+    (task,) = DataLoader().load_from_file(str(FOLDER / "tasks" / file), trusted_as_template=True)
+    sites = {"edge_sites": {"stdout": now}} if taking_part else {}
+    return {**APART, **sites, **task["vars"], "hostvars": cluster(*taking_part), **given}
+
+
 @pytest.mark.parametrize(
-    ("taking_part", "ready", "down"),
+    ("now", "taking_part", "ready", "down"),
     [
         # Before the switch: as they are.
-        (("edge1", "app1", "app2"), [], [None, None]),
-        (("edge1", "app1", "app2"), ["app1", "app2"], [False, False]),
-        (("edge1", "app1"), [], [None, True]),
-        (("edge1", "app1"), ["app1"], [False, True]),
+        (SITE_NOW, ("edge1", "app1", "app2"), [], [False, True]),
+        (SITE_NOW, ("edge1", "app1", "app2"), ["app1", "app2"], [False, False]),
+        (SITE_NOW.replace("443 max_conns=256 max", "443 down max"), ("edge1", "app1"), [], [True, True]),
+        (SITE_NOW, ("edge1", "app1"), [], [False, True]),
+        (SITE_NOW.replace(" down", ""), ("edge1", "app1"), ["app1"], [False, True]),
+        # A site that is new there, or has been on one host until now.
+        ("", ("edge1", "app1", "app2"), [], [True, True]),
+        ("upstream shop-http {\n    server unix:/srv/shop;\n}\n", ("edge1", "app1", "app2"), [], [True, True]),
     ],
 )
 def test_the_edge_asks_who_is_ready_and_nobody_who_misses_a_change(
-    taking_part: tuple[str, ...], ready: list[str], down: list[bool | None]
+    now: str, taking_part: tuple[str, ...], ready: list[str], down: list[bool]
 ) -> None:
-    (task,) = DataLoader().load_from_file(str(FOLDER / "tasks/edge_site.yml"), trusted_as_template=True)
-    given = {**APART, **task["vars"], "hostvars": cluster(*taking_part), "app_hosts_ready": ready}
-    servers = evaluate("{{ nginx_site_http_servers }}", **given, django_app={"asgi": "x"})
+    given = on_the_edge("edge_site.yml", now, *taking_part, app_hosts_ready=ready)
+    servers = evaluate("{{ nginx_site_http_servers }}", **given, django_app={"name": "shop", "asgi": "x"})
     assert [one["server"] for one in servers] == ["10.0.0.11:443", "10.0.0.12:443"]
-    assert [one.get("down") for one in servers] == down
+    assert [one["down"] for one in servers] == down
     assert evaluate("{{ nginx_site_probe_servers }}", **given, django_app={}) == {
         "10.0.0.11": "10.0.0.11:443",
         "10.0.0.12": "10.0.0.12:443",
     }
+
+
+@pytest.mark.parametrize(
+    ("now", "taking_part", "let_in"),
+    [
+        (SITE_NOW, ("edge1", "app1", "app2"), ["shop"]),
+        (SITE_NOW.replace(" down", ""), ("edge1", "app1", "app2"), []),
+        # app2 is away still.
+        (SITE_NOW, ("edge1", "app1"), []),
+        ("", ("edge1", "app1"), ["shop"]),
+        # The edge is in no play that has looked.
+        (SITE_NOW, (), []),
+    ],
+)
+def test_who_was_left_out_is_let_in_by_a_run_that_switches_it(
+    now: str, taking_part: tuple[str, ...], let_in: list[str]
+) -> None:
+    given = on_the_edge("let_in.yml", now, *taking_part, changed=[{"name": "shop"}])
+    assert evaluate("{{ waiting }}", **given) == let_in
+    alone = {"groups": {"edge": ["app1"], "app": ["app1"]}}
+    assert evaluate("{{ waiting }}", **{**given, **alone}) == []
+
+
+@pytest.mark.parametrize("playbook", ["site.yml", "deploy.yml", "rollback.yml", "rotate.yml"])
+def test_what_switches_hosts_lets_them_in_last_of_all(playbook: str) -> None:
+    plays = yaml.safe_load((FOLDER / playbook).read_text())
+    assert "tasks/take_part.yml" in str(plays[0])
+    (last,) = plays[-1]["tasks"]
+    assert (plays[-1]["hosts"], last["ansible.builtin.import_tasks"]) == ("edge", "tasks/let_in.yml")
+    assert "'tasks_from': '" + ("rollback" if playbook == "rollback.yml" else "activate") in str(plays[-2])
 
 
 def test_only_hosts_that_serve_one_site_together_agree_who_does_what_is_done_once() -> None:
@@ -461,4 +511,5 @@ def test_the_edge_leaves_a_host_that_is_gone_before_others_close_to_it(servers: 
     lines = "".join(f"    server {server} max_conns=256 max_fails=1;\n" for server in servers)
     now = f"upstream other-http {{\n    server 10.9.9.9:443;\n}}\nupstream shop-http {{\n{lines}}}\n" if servers else ""
     given = {**APART, "hostvars": cluster("edge1", "app1", "app2"), "django_apps": [{**ENTRY, "name": "shop"}]}
-    assert evaluate(task["vars"]["with_gone_hosts"], **given, edge_sites={"stdout": now}) == gone
+    left = evaluate(task["loop"], **task["vars"], **given, edge_sites={"stdout": now})
+    assert [app["name"] for app in left] == gone

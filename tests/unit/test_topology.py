@@ -63,12 +63,15 @@ def test_hosts_reach_each_other_by_tls_unless_told_otherwise() -> None:
 
 
 def test_nothing_goes_through_the_internet_in_the_open() -> None:
-    public = {**VARIABLES, "db1": {"ansible_host": "8.8.8.8"}}
-    assert topology(SEVERAL, public)["database"] == "8.8.8.8"
+    public = {**VARIABLES, "app1": {"ansible_host": "8.8.8.8"}}
     with pytest.raises(
-        AnsibleFilterError, match=r"plain, and reached by an address of the internet: db1 \(8\.8\.8\.8\)"
+        AnsibleFilterError, match=r"plain, and reached by an address of the internet: app1 \(8\.8\.8\.8\)"
     ):
         topology(SEVERAL, public, 80, "plain")
+    assert topology(SEVERAL, public)["app_servers"]["app1"]["server"] == "8.8.8.8:443"
+    # A database is reached by TLS in any case.
+    database = {**VARIABLES, "db1": {"ansible_host": "8.8.8.8"}}
+    assert topology(SEVERAL, database, 80, "plain")["database"] == "8.8.8.8"
     with pytest.raises(AnsibleFilterError, match="quintet_edge_to_apps: 'off' is no way from an edge to app hosts"):
         topology(SEVERAL, VARIABLES, 80, "off")
 

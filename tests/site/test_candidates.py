@@ -57,7 +57,7 @@ def built(load: Load) -> str:
     """A candidate that was built and never switched to, since its controller was killed just then; its lock is ended."""
     known = set(generations())
     change_code()
-    deploy_killed("activate | Start, probe and switch to the generation")
+    deploy_killed("activate_host | Start, probe and switch to the generation")
     HOST.run("quintet", "unlock", APP)
     (candidate,) = set(generations()) - known
     return candidate

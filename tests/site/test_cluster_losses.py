@@ -56,8 +56,8 @@ PLAIN, PAGE = "/telling", "/rooms/load-0/"
 CUT_SECONDS = 20.0
 # What the edge gives an app host to accept a connection, and the way there and back.
 PLAIN_SECONDS = 3.0
-# The sample app's time-outs for a connection to the database that was cut, and for a new one, and the way there and back.
-DATABASE_SECONDS = 5 + 5 + 3.0
+# The time-outs for a connection to the database that was cut, and for a new one, and the way there and back.
+DATABASE_SECONDS = 10 + 5 + 3.0
 # Those of a channel layer that is late: 10 s until a wait is given up, 3 s to join again.
 CHANNEL_LAYER_SECONDS = 10 + 3 + 2.0
 # Within these everybody in a room has heard what was said.

@@ -126,7 +126,7 @@ def refused(name: str, shared_files: dict[str, Any] | None) -> Played:
 
 def test_without_a_choice_the_run_stops_with_the_choices() -> None:
     told = refused("unsaid", None).text
-    assert "app 'chat' keeps files (shared: media) and runs on app1, app2" in told
+    assert "app 'chat' keeps files (shared: media, once) and runs on app1, app2" in told
     for line in (
         "shared_files: {kind: one_host, host: app1, upload_paths: [/upload/]}",
         "shared_files: {kind: mount, source: '10.0.0.41:/srv/chat', type: nfs4}",

@@ -393,7 +393,7 @@ WITHIN: dict[str, tuple[float, ...]] = {
     INSTALLS: (0.5,),
     "generation | Run the app's build commands": (0.5,),
     "migrate | Migrate the database with the next generation's code": (0.5,),
-    "activate | Start, probe and switch to the generation": (0, 0.7),
+    "activate_host | Start, probe and switch to the generation": (0, 0.7),
     CONFIRMS: (0, 0.3),
 }
 

@@ -24,16 +24,23 @@ RETURN = r"""
 _value: {description: The dictionary., type: dict}
 """
 
+import json
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize
+from ansible_collections.quintet.django.plugins.module_utils.apps import load_schema, normalize, plain
+
+# Templates ask for one app many dozen times in one task. By what was given, as text; for as long as a process lasts.
+KNOWN: dict[str, dict[str, Any]] = {}
 
 
 def app_with_defaults(app: dict[str, Any]) -> dict[str, Any]:
     """Return a copy with every option of the schema."""
-    filled: dict[str, Any] = normalize(app, load_schema())
-    return filled
+    given = plain(app)
+    key = json.dumps(given)
+    if key not in KNOWN:
+        KNOWN[key] = normalize(given, load_schema())
+    return KNOWN[key]
 
 
 class FilterModule:

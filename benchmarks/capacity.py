@@ -3,7 +3,7 @@
     python benchmarks/capacity.py EDGE DOMAIN [HOST]…
 
 EDGE is the container of the host that people ask, DOMAIN the site's name there (plain HTTP), HOST each other container with a part of the
-site: `quintet-demo localhost`, or the hosts of the scenario cluster. To be run beside a site of the sample app that nobody else asks.
+site: `quintet-demo localhost`, or the hosts of the scenario cluster. To be run beside a site of the sample app that nobody else asks, after a deploy: processes that have had sockets before keep their memory for the next ones.
 
 It counts seconds of CPU, not rates, so that other work on the machine matters little: requests per core are their inverse. Sends at most
 REQUESTS requests of each kind, MESSAGES messages, and holds SOCKETS WebSockets for IDLE_SECONDS.
@@ -45,12 +45,13 @@ for process in pathlib.Path("/proc").glob("[0-9]*"):
     except OSError:
         continue  # it has ended
     if unit and size:
-        kind = re.split(r"[-@.]", unit[1])[0]
-        usage[kind][0] += sum(map(int, ticks[11:13])) / os.sysconf("SC_CLK_TCK")
+        kind = re.split(r"[-@.]", unit[1].removeprefix("quintet-"))[0]
+        # Its own, and of its children that have ended, such as PostgreSQL's for connections.
+        usage[kind][0] += sum(map(int, ticks[11:15])) / os.sysconf("SC_CLK_TCK")
         usage[kind][1] += int(size[1]) * 1024
 print(json.dumps(usage))
 """
-SERVICES = ("nginx", "gunicorn", "daphne", "postgresql", "redis")
+SERVICES = ("nginx", "gunicorn", "daphne", "postgresql", "pgbouncer", "redis")
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,9 @@ def main() -> None:
 
     with ExitStack() as stack:
         first, second = (stack.enter_context(site.websocket("/ws/rooms/lobby/")) for _ in range(2))
+        # From then on they are in the room.
+        for connection in (first, second):
+            receive(connection, "history")
 
         def speak() -> None:
             text = uuid.uuid4().hex
@@ -127,6 +131,9 @@ def main() -> None:
 
         measure("message, stored, to two", MESSAGES, speak)
 
+    alone = usage(hosts)
+    time.sleep(IDLE_SECONDS)
+    without = by_kind(hosts, edge, alone, SOCKETS)
     before = usage(hosts)
     with ExitStack() as stack:
         for _ in range(SOCKETS):
@@ -139,7 +146,7 @@ def main() -> None:
     for kind in sorted(opened):
         print(
             f"WebSocket, {kind:16} {opened[kind][1]:6.1f} kB, {opened[kind][0]:5.2f} ms of CPU to open, "
-            f"{idle[kind][0] / IDLE_SECONDS * 1000:6.1f} µs of CPU a second open"
+            f"{(idle[kind][0] - without[kind][0]) / IDLE_SECONDS * 1000:6.1f} µs of CPU a second open"
         )
     for (name, kind), one in sorted(usage(hosts).items()):
         print(f"{name}: {kind} {one.memory / 1e6:.0f} MB")

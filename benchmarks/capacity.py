@@ -3,7 +3,8 @@
     python benchmarks/capacity.py EDGE DOMAIN [HOST]…
 
 EDGE is the container of the host that people ask, DOMAIN the site's name there (plain HTTP), HOST each other container with a part of the
-site: `quintet-demo localhost`, or the hosts of the scenario cluster. To be run beside a site of the sample app that nobody else asks, after a deploy: processes that have had sockets before keep their memory for the next ones.
+site: `quintet-demo localhost`, or the hosts of the scenario cluster. To be run beside a site of the sample app that nobody else asks, after
+a deploy and a reload of Nginx: processes that have had sockets before keep their memory for the next ones.
 
 It counts seconds of CPU, not rates, so that other work on the machine matters little: requests per core are their inverse. Sends at most
 REQUESTS requests of each kind, MESSAGES messages, and holds SOCKETS WebSockets for IDLE_SECONDS.

@@ -419,6 +419,36 @@ def test_rollback_to_what_serves_is_refused(here: Machine) -> None:
         switch.roll_back(here.host, "shop", A)
 
 
+@pytest.mark.parametrize("others_follow", [True, False])
+def test_the_hold_of_a_host_that_serves_it_already_waits_for_the_other_hosts(
+    here: Machine, *, others_follow: bool
+) -> None:
+    for identifier in (A, B):
+        (here.layout.generation("shop", identifier) / "static/app.css").write_text(identifier)
+    switch.activate(here.host, "shop", B)
+    switch.activate(here.host, "shop", A)
+    before, pooled = app_state(here), pool._read(here.host, "shop")
+    here.clock.sleep(7)
+    begin(here, A)
+    run = deployed(here)
+    assert switch.roll_back(run, "shop", A, confirm_within=300).changed
+    held = app_state(here)
+    assert (held.hold, held.previous) == (Hold(A, here.host.now(), "me@desk"), before.previous)
+    assert held.unconfirmed
+    assert held.unconfirmed.until == "2026-11-23T20:05:07Z"
+    if others_follow:
+        switch.confirm(run, "shop", A)
+        assert app_state(here) == replace(held, unconfirmed=None)
+    else:
+        assert switch.undo(run, "shop", A, "app2 could not follow").changed
+        assert app_state(here) == before
+    # It has served all the time, so the age of its files does not count.
+    assert A in pooled
+    assert here.current == A
+    assert here.running(A)
+    assert pool._read(here.host, "shop") == pooled
+
+
 def test_rollback_across_migrations_has_to_be_asked_for(here: Machine) -> None:
     here.add(C, migrations={"chat": ["0001_initial", "0002_topic"], "shop": ["0001_initial"]})
     switch.activate(here.host, "shop", C)

@@ -112,8 +112,11 @@ def roll_back(
             )
         _refuse_unless(host, target, ("good",))
         if target.identifier == current:
-            # In a run for all hosts the others go back to it: the next one must not move this host on alone.
-            host.store(app).write(replace(state, hold=Hold(current, host.now(), host.by)))
+            # In a run for all hosts the others go back to it: the next one must not move this host on alone. The hold waits for them as a
+            # switch does, and is taken back with theirs.
+            until = _watch(host, app, current, confirm_within or OWN_CONFIRM_SECONDS)
+            waiting = Unconfirmed(current, current, until, state.previous, state.hold, host.token)
+            host.store(app).write(AppState(state.previous, Hold(current, host.now(), host.by), waiting))
             host.log(app, "rollback", "ok", generation=current, before=current)
             held = f"{app} already serves {current}; site.yml now keeps it (hold by {host.by})."
             return Outcome(True, current, state.previous, (), held)
@@ -205,7 +208,8 @@ def undo(host: Host, app: str, identifier: str | None, reason: str) -> Outcome:
         # The deploy that was to confirm it can't any more, and must not keep others out.
         end_lease(host, app, whose=unconfirmed.token)
         current = host.layout.current_id(app) or "nothing"
-    message = f"{app}: the switch to {unconfirmed.generation} is taken back ({reason}). {current} serves."
+    what = "hold of" if unconfirmed.before == unconfirmed.generation else "switch to"
+    message = f"{app}: the {what} {unconfirmed.generation} is taken back ({reason}). {current} serves."
     if not went_back:
         message = (
             f"{app}: before {current} nothing served, so there is nothing to go back to ({reason}). {current} serves."
@@ -245,7 +249,8 @@ def undo_unconfirmed(host: Host, app: str, reason: str, *, start: bool = True) -
         # Writing comes last: on a full disk all of the above must have happened.
         if store.generation(after).state != "good":  # what served before stays a way back
             store.mark(after, "built", f"its switch was taken back: {reason}", host.clock.now())
-        _left_pool(host, app, after)
+        if after != before.identifier:
+            _left_pool(host, app, after)
         host.log(app, "undo", "ok", **about, seconds=host.clock.seconds_since(began))
     else:
         host.log(app, "undo", "nothing to go back to", generation=after, reason=reason)
@@ -474,7 +479,7 @@ def _confirmed(host: Host, app: str, identifier: str) -> list[str]:
     store.mark(identifier, "good", "", host.clock.now())
     store.write(replace(state, unconfirmed=None))
     units.stop_undo(host, app)
-    if state.unconfirmed and state.unconfirmed.before:
+    if state.unconfirmed and state.unconfirmed.before not in (None, identifier):
         _left_pool(host, app, state.unconfirmed.before)
     return units.drain_all(host, units.left_running(host, app, identifier))
 

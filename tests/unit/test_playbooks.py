@@ -439,6 +439,8 @@ def test_who_was_left_out_is_let_in_by_a_run_that_switches_it(
 def test_what_switches_hosts_lets_them_in_last_of_all(playbook: str) -> None:
     plays = yaml.safe_load((FOLDER / playbook).read_text())
     assert "tasks/take_part.yml" in str(plays[0])
+    # What goes back needs no source.
+    assert ("tasks/check_apps.yml" in str(plays[0])) is (playbook != "rollback.yml")
     (last,) = plays[-1]["tasks"]
     assert (plays[-1]["hosts"], last["ansible.builtin.import_tasks"]) == ("edge", "tasks/let_in.yml")
     assert "'tasks_from': '" + ("rollback" if playbook == "rollback.yml" else "activate") in str(plays[-2])
@@ -491,7 +493,7 @@ def test_the_edge_sends_files_to_the_host_that_has_them(change: dict[str, Any], 
 
 
 def test_apps_are_checked_for_the_hosts_that_they_run_on() -> None:
-    check = DataLoader().load_from_file(str(FOLDER / "tasks/take_part.yml"), trusted_as_template=True)[0]
+    check = DataLoader().load_from_file(str(FOLDER / "tasks/check_apps.yml"), trusted_as_template=True)[0]
     assert evaluate(check["quintet.django.check_apps"]["hosts"], **SEVERAL) == ["app1", "app2"]
 
 

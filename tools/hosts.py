@@ -40,7 +40,7 @@ PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "ca-certificates", "ip
 # What the roles install; one that is missing here only costs time.
 FURNITURE = (
     *("postgresql", "python3-psycopg2", "redis-server", "nginx", "ca-certificates", "gzip", "python3-venv", "tar"),
-    *("postgresql-client", "python3-apt", "python3-cryptography", "openssl"),
+    *("postgresql-client", "python3-apt", "python3-cryptography", "openssl", "nftables"),
 )
 
 # What a container's image has and a server has not: settings that keep apt from caching and services from starting;

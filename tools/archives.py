@@ -2,7 +2,7 @@
 
 A task of Ansible reaches its host as an archive of the module and of all that it imports, and the host compiles some fifty files
 anew for each. A furnished test host has this in its system's Python (tools/hosts.py). Nothing may depend on it: the hosts of the
-scenarios default and ssh are bare.
+scenarios intruder and ssh are bare.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ def test_the_owners_certificate_is_worth_nothing_elsewhere() -> None:
 
 def test_the_running_app_can_not_read_the_owners_key() -> None:
     assert HOSTS["app1"].fails("cat", f"{CLIENT}/key.pem", user="chat")
-    lock = "SELECT pg_advisory_lock({}, {}), pg_sleep(8)".format(*migration_lock())
+    lock = "SELECT pg_advisory_lock({}, {}), pg_sleep(120)".format(*migration_lock())
     # A migration that waits for another one: so it can be looked at.
     HOSTS["db1"].run("sh", "-c", f"psql -U postgres -d chat -c '{lock}' >/dev/null 2>&1 &")
     key = "classid = ({})::int4::oid AND objid = ({})::int4::oid".format(*migration_lock())
@@ -228,14 +228,19 @@ def test_the_running_app_can_not_read_the_owners_key() -> None:
     HOSTS["app1"].run("sh", "-c", f"quintet migrate chat {current} >/dev/null 2>&1 &")
     unit = "quintet-migrate-chat.service"
     sessions = "SELECT count(*) > 0 FROM pg_stat_activity WHERE usename = 'chat:owner'"
-    wait_for("its session", lambda: administrator(sessions) == "t")
-    (process,) = HOSTS["app1"].processes(unit)
-    key = f"/proc/{process}/root/run/credentials/{unit}/database-owner-key"
-    assert "PRIVATE KEY" in HOSTS["app1"].run("cat", key)
-    # Who runs as the app does is shown nothing of that process.
-    assert may_read("/proc/self/environ", *generation_properties())
-    for path in (key, f"/proc/{process}/environ", f"/run/credentials/{unit}/database-owner-key"):
-        assert not may_read(path, *generation_properties()), path
+    try:
+        wait_for("its session", lambda: administrator(sessions) == "t")
+        (process,) = HOSTS["app1"].processes(unit)
+        key = f"/proc/{process}/root/run/credentials/{unit}/database-owner-key"
+        assert "PRIVATE KEY" in HOSTS["app1"].run("cat", key)
+        # Who runs as the app does is shown nothing of that process.
+        assert may_read("/proc/self/environ", *generation_properties())
+        for path in (key, f"/proc/{process}/environ", f"/run/credentials/{unit}/database-owner-key"):
+            assert not may_read(path, *generation_properties()), path
+    finally:
+        sleeping = "FROM pg_stat_activity WHERE query LIKE '%pg_sleep(120)' AND pid <> pg_backend_pid()"
+        administrator(f"SELECT pg_terminate_backend(pid) {sleeping}")
+    wait_for("its end", lambda: not HOSTS["app1"].processes(unit))
 
 
 def test_without_user_namespaces_the_group_is_a_wall_of_its_own() -> None:

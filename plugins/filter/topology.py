@@ -101,12 +101,11 @@ def topology(
         )
     addresses = {host: address_of(host, hostvars[host]) for host in sorted(every)} if apart else {}
     # Databases and Redis are reached by TLS alone.
-    open_to_all = [
-        host
-        for host in addresses
-        if host in hosts["edge"] + hosts["app"] and ipaddress.ip_address(addresses[host]).is_global
+    public = [
+        f"{host} ({address})"
+        for host, address in addresses.items()
+        if host in hosts["edge"] + hosts["app"] and ipaddress.ip_address(address).is_global
     ]
-    public = [f"{host} ({addresses[host]})" for host in open_to_all]
     if public and between == "plain":
         raise AnsibleFilterError(
             f"quintet_edge_to_apps: plain, and reached by an address of the internet: {', '.join(public)}. What people "

@@ -39,7 +39,7 @@ app: venv ## Run the sample app alone, on SQLite, at http://127.0.0.1:8000
 .PHONY: venv
 venv: $(TOOLS) $(COLLECTIONS) ## Install the tools into .venv and the collections into collections/
 
-$(TOOLS): requirements-dev.txt $(wildcard sample_app/requirements*.txt) tools/venv.sh
+$(TOOLS): requirements-dev.txt $(wildcard sample_app/requirements*.txt) tools/venv.sh tools/templates.py
 	@sh tools/venv.sh
 
 $(COLLECTIONS): requirements.yml tools/requirements.yml tools/fetch_collections.py | $(TOOLS)

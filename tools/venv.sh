@@ -47,8 +47,12 @@ say "Installing the tools of requirements-dev.txt into .venv"
 UV_SYSTEM_CERTS=1 .venv/bin/uv pip install --compile-bytecode --python .venv/bin/python -r requirements-dev.txt ||
     fail "uv can't install the tools." "Read its message above, mend the cause, then start again: make venv"
 
+packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+cp tools/templates.py "$packages/quintet_templates.py"
+echo "import quintet_templates; quintet_templates.keep('$PWD')" >"$packages/quintet_templates.pth"
+
 # Molecule and ansible-lint look for ansible's commands on the PATH only. With this, .venv/bin/molecule works by itself.
-cat >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/quintet_path.pth" <<'EOF'
+cat >"$packages/quintet_path.pth" <<'EOF'
 import os, sys; b = os.path.join(sys.prefix, "bin"); p = os.environ.get("PATH", os.defpath); os.environ["PATH"] = p if b in p.split(os.pathsep) else b + os.pathsep + p
 EOF
 touch .venv/.ready

@@ -31,8 +31,8 @@ from websockets.exceptions import ConnectionClosed
 
 HOST = Host(os.environ.get("OVERLOAD_HOST", "quintet-overload"))
 SITE = Site(HOST, "chat.test")
-# A p99 below is good whatever it was: a few slices of the scheduler, whose length says nothing of the site.
-FLOOR_SECONDS = 0.02
+# A p99 below is good whatever it was: quiet windows alone have 3 to 65 ms on a shared machine, and what harms costs more.
+FLOOR_SECONDS = 0.1
 # Of an answer that waits for nothing behind a queue, on a machine that has the tests' own work, too.
 SOON_SECONDS = 0.5
 WINDOW_SECONDS = 3

@@ -42,4 +42,4 @@ class Role:
 
     def render(self, template: str) -> str:
         """Return the text of one of the role's templates."""
-        return str(self.evaluate(f"lookup('ansible.builtin.template', '{template}')"))
+        return str(self.evaluate(f"lookup('quintet.django.template', '{template}')"))

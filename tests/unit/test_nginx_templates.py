@@ -39,7 +39,7 @@ def rendered(template: str, variables: str) -> str:
         "ansible_search_path": [str(ROLE)],
     }
     # By the lookup, as the role does: templates include others.
-    looked_up = trust_as_template("{{ lookup('ansible.builtin.template', '" + template + "') }}")
+    looked_up = trust_as_template("{{ lookup('quintet.django.template', '" + template + "') }}")
     return str(Templar(DataLoader(), variables={**known, **json.loads(variables)}).template(looked_up) or "")
 
 

@@ -1,6 +1,6 @@
-"""Keep the bytecode of Jinja's templates and expressions for later runs of Ansible, as Python itself does for files.
+"""Keep the bytecode of Jinja's templates for later runs of Ansible, as Python itself does for files.
 
-Each task of Ansible is a process of its own for each host: it compiles all expressions that it comes upon, some twenty, and looks for
+Each task of Ansible is a process of its own for each host: it compiles all templates that it comes upon, some fifteen, and looks for
 garbage in all that it has of its parent. Both together were 30 of the 72 s of CPU that the controller spent on `site.yml` with nothing
 to do on two hosts. `.venv` has this (venv.sh); nothing may depend on it, and no user's Ansible has it.
 """
@@ -67,42 +67,26 @@ def patch(bits: Any, keeper: Keeper) -> None:
     """Let Ansible's environment of Jinja look for kept bytecode first; `bits` is Ansible's module with it."""
     from ansible.release import __version__ as ansible
     from jinja2 import __version__ as jinja
-    from jinja2.environment import TemplateExpression
 
     environment = bits.AnsibleEnvironment
-    compile_text, compile_expression = environment.compile, environment.compile_expression
-    made: list[CodeType] = []
+    compile_source = environment.compile
 
-    def where(self: Any, kind: str, *parts: object) -> Path:
+    def compiled(self: Any, source: Any, *arguments: Any, **options: Any) -> Any:
+        # Conditions come as trees, which are few.
+        if not isinstance(source, str):
+            return compile_source(self, source, *arguments, **options)
         context = bits._TemplateCompileContext.current(optional=True)
         settings = [getattr(self, name) for name in SETTINGS]
-        return keeper.file(ansible, jinja, kind, parts, settings, context and context.escape_backslashes)
-
-    def compiled(
-        self: Any, source: Any, name: Any = None, filename: Any = None, raw: bool = False, defer_init: bool = False
-    ) -> Any:
-        if raw or not isinstance(source, str):
-            code = compile_text(self, source, name, filename, raw, defer_init)
-            made[:] = [code]
-            return code
-        file = where(self, "template", str(source), name, filename, defer_init)
+        file = keeper.file(
+            ansible, jinja, str(source), arguments, options, settings, context and context.escape_backslashes
+        )
         code = keeper.get(file)
         if code is None:
-            code = compile_text(self, source, name, filename, raw, defer_init)
+            code = compile_source(self, source, *arguments, **options)
             keeper.put(file, code)
         return code
 
-    def compiled_expression(self: Any, source: str, undefined_to_none: bool = True) -> Any:
-        file = where(self, "expression", str(source))
-        code = keeper.get(file)
-        if code is None:
-            expression = compile_expression(self, source, undefined_to_none)
-            # The expression's tree was compiled last, as a template.
-            keeper.put(file, made[-1])
-            return expression
-        return TemplateExpression(self.template_class.from_code(self, code, self.make_globals(None)), undefined_to_none)
-
-    environment.compile, environment.compile_expression = compiled, compiled_expression
+    environment.compile = compiled
 
 
 class Finder(importlib.abc.MetaPathFinder):

@@ -62,25 +62,38 @@ unit: venv ## Run the unit tests and the sample app's own
 	cd sample_app && python manage.py test
 	pytest
 
-# What these count and time, work beside them would change; the others mostly wait, and share the machine.
+# What these count and time, work beside them would change: beside the others their hosts are made, and nothing else.
 ALONE := deploy overload
 # What takes longest begins first, so that at the end no long one is left to run beside nothing.
-LONG := cluster default intruder tls faults secrets
+LONG := cluster default faults roles tls secrets intruder
 SCENARIOS := $(sort $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml)))
 TOGETHER := $(filter $(SCENARIOS),$(LONG)) $(filter-out $(LONG) $(ALONE),$(SCENARIOS))
-BESIDE := $(MAKE) --no-print-directory --output-sync --jobs 2
+# How many at the same time. A third of what they do is waiting, so that two cores have enough for three.
+JOBS ?= 3
 
 .PHONY: test
-test: venv ## Run everything that must pass, two at a time: lint and unit tests, then every Molecule scenario
-	@$(BESIDE) lint unit $(addprefix molecule-,$(TOGETHER))
-	@$(MAKE) --no-print-directory $(addprefix molecule-,$(ALONE))
+test: venv ## Run everything that must pass, JOBS=3 at a time: lint and unit tests, then every Molecule scenario
+	@$(MAKE) --no-print-directory --output-sync --jobs $(JOBS) lint unit $(addprefix molecule-,$(TOGETHER)) $(addprefix hosts-,$(ALONE))
+	@$(MAKE) --no-print-directory $(addprefix verify-,$(ALONE))
 	@echo "make test: lint, unit tests, the sample app's tests and the Molecule scenarios $(SCENARIOS) all passed"
 
-# One scenario: make molecule-roles. What failed is said once more at the end.
-$(addprefix molecule-,$(SCENARIOS)): molecule-%: venv
+# $(call molecule,COMMANDS,LOG): what failed is said once more at the end.
+define molecule
 	@mkdir -p .cache
-	@bash -o pipefail -c 'time molecule test --scenario-name $* 2>&1 | tee .cache/molecule-$*.log' \
-	  || { echo "==> What failed in $* (all of it: .cache/molecule-$*.log)"; grep -E -A 6 '^(fatal:| *(FAILED|ERROR) tests/)' .cache/molecule-$*.log; exit 1; }
+	@bash -o pipefail -c 'time { $(1); } 2>&1 | tee .cache/$(2).log' \
+	  || { echo "==> What failed in $* (all of it: .cache/$(2).log)"; grep -E -A 6 '^(fatal:| *(FAILED|ERROR) tests/)' .cache/$(2).log; exit 1; }
+endef
+
+# One scenario: make molecule-roles.
+$(addprefix molecule-,$(SCENARIOS)): molecule-%: venv
+	$(call molecule,molecule test --scenario-name $*,molecule-$*)
+
+# The same in two steps.
+$(addprefix hosts-,$(ALONE)): hosts-%: venv
+	$(call molecule,molecule destroy --scenario-name $* && molecule converge --scenario-name $*,hosts-$*)
+
+$(addprefix verify-,$(ALONE)): verify-%: venv
+	$(call molecule,molecule verify --scenario-name $* && molecule destroy --scenario-name $*,verify-$*)
 
 .PHONY: readmes
 readmes: venv ## Write the tables of the roles' READMEs from their argument specs

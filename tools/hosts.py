@@ -6,8 +6,8 @@
 
 This file is the one place that knows how such a host is built and started. Its recipe is a bare Debian: what a
 fresh server has, and nothing that Quintet's roles must bring themselves. Of each suite there is a furnished one, too,
-such as trixie-furnished: it has the packages that the roles ask for, as packaged but for their services, which are disabled:
-so they don't run before a role starts them; and its Python keeps what it compiles for Ansible's tasks (archives.py).
+such as trixie-furnished: it has the packages that the roles and the tests ask for, as packaged but for their services, which are
+disabled: so they don't run before a role starts them; and its Python keeps what it compiles for Ansible's tasks (archives.py).
 It is for tests that need no bare host.
 """
 
@@ -37,10 +37,11 @@ FURNISH_SECONDS = 600
 
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "ca-certificates", "iproute2")
 
-# What the roles install; one that is missing here only costs time.
+# What the roles install, and what the tests reach a host and ask with; one that is missing here only costs time.
 FURNITURE = (
     *("postgresql", "python3-psycopg2", "redis-server", "nginx", "ca-certificates", "gzip", "python3-venv", "tar"),
     *("postgresql-client", "python3-apt", "python3-cryptography", "openssl", "nftables"),
+    *("openssh-server", "sudo", "curl", "slowhttptest", "wrk"),
 )
 
 # What a container's image has and a server has not: settings that keep apt from caching and services from starting;
@@ -72,7 +73,8 @@ LABEL = "org.quintet.host"
 FURNISH = (
     "printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d && apt-get update"
     f" && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {' '.join(FURNITURE)}"
-    " && systemctl disable nginx postgresql redis-server"
+    # Keys of an image would be those of all its hosts: who starts OpenSSH makes the host's own.
+    " && systemctl disable nginx postgresql redis-server ssh && rm -f /etc/ssh/ssh_host_*"
     f" && install -d -m 0700 {ARCHIVES_KEPT} && cd /usr/lib/python3/dist-packages && printf '%s' \"$1\" > quintet_archives.py"
     f" && echo 'import quintet_archives; quintet_archives.keep(\"{ARCHIVES_KEPT}\")' > quintet_archives.pth"
     " && apt-get clean && rm /usr/sbin/policy-rc.d && : > /etc/machine-id"

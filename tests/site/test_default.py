@@ -503,8 +503,10 @@ def state_of(host: Host) -> tuple[str, set[int], str]:
     return current, processes, host.run("readlink", "/etc/nginx/quintet")
 
 
-def play_badly(change: dict[str, object], *arguments: str, second: Mapping[str, object] | None = None) -> str:
-    """Run site.yml with one thing wrong; it must fail, and what serves must stay as it was."""
+def play_badly(
+    change: dict[str, object], second: Mapping[str, object] | None = None, playbook: str = "site.yml"
+) -> str:
+    """Run a playbook with one thing wrong; it must fail, and what serves must stay as it was."""
     host = Host("quintet-trixie")
     before = state_of(host)
     app: dict[str, object] = {
@@ -515,7 +517,7 @@ def play_badly(change: dict[str, object], *arguments: str, second: Mapping[str, 
         **change,
     }
     apps = [app, *([second] if second else [])]
-    played = play("site.yml", "--limit", host.name, "--extra-vars", json.dumps({"django_apps": apps}), *arguments)
+    played = play(playbook, "--limit", host.name, "--extra-vars", json.dumps({"django_apps": apps}))
     assert played.code != 0, played.output[-3000:]
     assert state_of(host) == before
     assert Site(host, DOMAIN).get("/healthz").json["status"] == "ok"
@@ -566,7 +568,7 @@ def test_a_user_that_somebody_else_made_is_not_taken_over() -> None:
 
 
 def test_a_wsgi_module_that_does_not_import_stops_the_build() -> None:
-    output = play_badly({"wsgi": "config.nowhere:application"})
+    output = play_badly({"wsgi": "config.nowhere:application"}, playbook="playbooks/deploy.yml")
     assert "wsgi: 'config.nowhere:application' does not import." in output
     assert "ModuleNotFoundError: No module named 'config.nowhere'" in output
 
@@ -576,7 +578,7 @@ def test_requirements_that_do_not_resolve_stop_the_build() -> None:
     broken = SOURCE / "broken.txt"
     broken.write_text(re.sub(r"(?m)^asgiref==\S+", "asgiref==0.0.0.1", lock))
     try:
-        output = play_badly({"requirements": "broken.txt"})
+        output = play_badly({"requirements": "broken.txt"}, playbook="playbooks/deploy.yml")
     finally:
         broken.unlink()
     assert "asgiref==0.0.0.1" in output

@@ -68,11 +68,11 @@ ALONE := deploy overload
 LONG := cluster default faults roles tls secrets intruder
 SCENARIOS := $(sort $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml)))
 TOGETHER := $(filter $(SCENARIOS),$(LONG)) $(filter-out $(LONG) $(ALONE),$(SCENARIOS))
-# How many at the same time. A third of what they do is waiting, so that two cores have enough for three.
-JOBS ?= 3
+# How many at the same time: two keep two cores busy, and with three what is timed is late.
+JOBS ?= 2
 
 .PHONY: test
-test: venv ## Run everything that must pass, JOBS=3 at a time: lint and unit tests, then every Molecule scenario
+test: venv ## Run everything that must pass, JOBS=2 at a time: lint and unit tests, then every Molecule scenario
 	@$(MAKE) --no-print-directory --output-sync --jobs $(JOBS) lint unit $(addprefix molecule-,$(TOGETHER)) $(addprefix hosts-,$(ALONE))
 	@$(MAKE) --no-print-directory $(addprefix verify-,$(ALONE))
 	@echo "make test: lint, unit tests, the sample app's tests and the Molecule scenarios $(SCENARIOS) all passed"

@@ -45,10 +45,10 @@ class Keeper:
         return self.directory / blake2b(MAGIC_NUMBER + text, digest_size=16).hexdigest()
 
     def get(self, file: Path) -> CodeType | None:
-        """Return kept bytecode, or None when there is none."""
+        """Return kept bytecode, or None when there is none that is whole."""
         try:
             code: CodeType = marshal.loads(file.read_bytes())  # noqa: S302  (the checkout's own)
-        except OSError:
+        except (OSError, EOFError, ValueError, TypeError):
             return None
         return code
 

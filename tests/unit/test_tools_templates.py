@@ -123,6 +123,16 @@ def test_other_plugins_mean_other_bytecode(checkout: Checkout) -> None:
     assert checkout.kept.items() >= before.items()
 
 
+def test_what_is_kept_in_part_is_made_anew(checkout: Checkout) -> None:
+    text = ("template", "{{ word }}1")
+    file = checkout.new(text)
+    whole = file.read_bytes()
+    for part in (b"", whole[:40], b"nonsense"):
+        file.write_bytes(part)
+        assert checkout.ask(text) == {"{{ word }}1": "here1"}
+        assert file.read_bytes() == whole
+
+
 def test_where_nothing_can_be_kept_all_goes_on(checkout: Checkout) -> None:
     kept = checkout.folder / ".cache/templates"
     kept.rmdir()

@@ -27,7 +27,7 @@ import json, os, select, sys, time
 wanted = {name: [form.encode() for form in forms] for name, forms in json.loads(sys.stdin.readline()).items()}
 own, seen, known, rounds = os.readlink("/proc/self/ns/pid"), {}, set(), 0
 print("ready", flush=True)
-while not select.select([sys.stdin], [], [], 0.03)[0]:
+while not select.select([sys.stdin], [], [], 0.01)[0]:
     rounds += 1
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -135,10 +135,7 @@ class Sightings:
 
 @contextmanager
 def watched(canaries: Canaries, host: Host | None = None) -> Iterator[Sightings]:
-    """Look at all processes of a host, or of this machine, some thirty times a second; the sightings are there at the end.
-
-    A process of Ansible's lives longer than that.
-    """
+    """Look at all processes of a host, or of this machine, a hundred times a second; the sightings are there at the end."""
     there = ["docker", "exec", "--interactive", host.name, "python3"] if host else [sys.executable]
     sightings = Sightings()
     sampler = subprocess.Popen([*there, "-c", SAMPLER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

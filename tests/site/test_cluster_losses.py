@@ -453,8 +453,7 @@ def test_a_reload_of_the_edge_loses_no_socket_of_thousands(load: Load, table: Ta
         old, new = asyncio.run(reload_with(CROWD, RELOADS))
     assert old == {"pong": CROWD}
     assert new == {"pong": 20 * RELOADS}
-    # The app's own word for a channel layer that was late, as it is on a machine that opens thousands of sockets beside its other work.
-    assert not [outcome for outcome in lost.ended if outcome != (SOCKET, "4503")], lost
+    assert not lost.ended, lost
 
 
 # ---- one more ---------------------------------------------------------------------------------------------------------

@@ -526,13 +526,15 @@ def play_badly(change: dict[str, object], second: Mapping[str, object] | None = 
     ("change", "words"),
     [
         ({"nmae": "x"}, "django_apps[0].nmae: there is no such setting. Did you mean 'name'?"),
+        ({"name": "Chat Room"}, "django_apps[0].name: 'Chat Room' can't name an app."),
         ({"name": "postgres"}, "django_apps[0].name: 'postgres' is a user that the system or one of its packages has."),
         (
             {"source": {"directory": "/no/such/place"}},
             "source.directory: /no/such/place is no directory on the controller.",
         ),
+        ({"name": "_apt_x"}, "can't name an app"),
     ],
-    ids=["unknown key", "system user", "missing source"],
+    ids=["unknown key", "impossible name", "system user", "missing source", "odd name"],
 )
 def test_bad_settings_are_refused_with_their_place(change: dict[str, object], words: str) -> None:
     assert words in play_badly(change)

@@ -50,17 +50,12 @@ check: lint unit ## Run the fast checks: lint and unit tests
 
 .PHONY: lint
 lint: venv ## Run yamllint, ansible-lint, ruff and mypy
-	yamllint --strict .
-	ansible-lint
-	ruff check .
-	ruff format --check .
-	sh tools/typecheck.sh
+	$(call logged,yamllint --strict . && ansible-lint && ruff check . && ruff format --check . && sh tools/typecheck.sh)
 
 .PHONY: unit
 unit: venv ## Run the unit tests and the sample app's own
-# The app's first: what they compile beside its files, no scenario may copy meanwhile.
-	cd sample_app && python manage.py test
-	pytest
+# The app's without bytecode beside its files, which scenarios copy meanwhile.
+	$(call logged,(cd sample_app && PYTHONDONTWRITEBYTECODE=1 python manage.py test) && pytest)
 
 # What these count and time, work beside them would change: beside the others their hosts are made, and nothing else.
 ALONE := deploy overload
@@ -72,28 +67,37 @@ TOGETHER := $(filter $(SCENARIOS),$(LONG)) $(filter-out $(LONG) $(ALONE),$(SCENA
 JOBS ?= 2
 
 .PHONY: test
-test: venv ## Run everything that must pass, JOBS=2 at a time: lint and unit tests, then every Molecule scenario
-	@$(MAKE) --no-print-directory --output-sync --jobs $(JOBS) lint unit $(addprefix molecule-,$(TOGETHER)) $(addprefix hosts-,$(ALONE))
-	@$(MAKE) --no-print-directory $(addprefix verify-,$(ALONE))
+test: venv ## Run everything that must pass: every Molecule scenario, JOBS=2 at a time, and beside them lint and unit tests
+	@mkdir -p .cache
+	@rm -f .cache/*.failed
+# With what the others leave of the processors: `make check` is for who waits for it.
+	@nice -n 19 $(MAKE) --no-print-directory check >.cache/check.log 2>&1 & check=$$!; \
+	$(MAKE) --no-print-directory --output-sync --jobs $(JOBS) $(addprefix molecule-,$(TOGETHER)) $(addprefix hosts-,$(ALONE)) \
+	  && $(MAKE) --no-print-directory $(addprefix verify-,$(ALONE)); passed=$$?; \
+	wait $$check || passed=1; \
+	cat .cache/check.log; \
+	[ $$passed = 0 ] || { cat .cache/*.failed; exit 1; }
 	@echo "make test: lint, unit tests, the sample app's tests and the Molecule scenarios $(SCENARIOS) all passed"
 
-# $(call molecule,COMMANDS,LOG): what failed is said once more at the end.
-define molecule
+# $(call logged,COMMANDS): `test` says at its very end what failed, since what ran beside it goes on.
+define logged
 	@mkdir -p .cache
-	@bash -o pipefail -c 'time { $(1); } 2>&1 | tee .cache/$(2).log' \
-	  || { echo "==> What failed in $* (all of it: .cache/$(2).log)"; grep -E -A 6 '^(fatal:| *(FAILED|ERROR) tests/)' .cache/$(2).log; exit 1; }
+	@bash -o pipefail -c 'time { $(1); } 2>&1 | tee .cache/$@.log' \
+	  || { { echo "==> What failed in $@ (all of it: .cache/$@.log)"; \
+	         sed 's/\x1b\[[0-9;]*m//g' .cache/$@.log | grep -E -A 6 '^(fatal:|\[ERROR\]| *(FAILED|ERROR) | *E  )' | tail -n 60; \
+	         tail -n 5 .cache/$@.log; } >.cache/$@.failed; exit 1; }
 endef
 
 # One scenario: make molecule-roles.
 $(addprefix molecule-,$(SCENARIOS)): molecule-%: venv
-	$(call molecule,molecule test --scenario-name $*,molecule-$*)
+	$(call logged,molecule test --scenario-name $*)
 
 # The same in two steps.
 $(addprefix hosts-,$(ALONE)): hosts-%: venv
-	$(call molecule,molecule destroy --scenario-name $* && molecule converge --scenario-name $*,hosts-$*)
+	$(call logged,molecule destroy --scenario-name $* && molecule converge --scenario-name $*)
 
 $(addprefix verify-,$(ALONE)): verify-%: venv
-	$(call molecule,molecule verify --scenario-name $* && molecule destroy --scenario-name $*,verify-$*)
+	$(call logged,molecule verify --scenario-name $* && molecule destroy --scenario-name $*)
 
 .PHONY: readmes
 readmes: venv ## Write the tables of the roles' READMEs from their argument specs

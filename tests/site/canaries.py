@@ -20,29 +20,73 @@ from hosts import Host
 
 Canaries = Mapping[str, str]
 
-# Looks at all processes of its own PID namespace until its standard input ends. What it has seen of a user once it does not look through
-# again, so that it leaves the processor to what it watches.
+# Looks at all processes of its own PID namespace until its standard input ends. While a process is young, its arguments and its environment
+# are read again and again; later on, where the arguments are other ones, or a handle on the environment has nothing more to give, which
+# is so from the moment on in which another program is executed. So the processor is left to what is watched.
 SAMPLER = """
 import json, os, select, sys, time
 wanted = {name: [form.encode() for form in forms] for name, forms in json.loads(sys.stdin.readline()).items()}
-own, seen, known, rounds = os.readlink("/proc/self/ns/pid"), {}, set(), 0
+own, seen, rounds = os.readlink("/proc/self/ns/pid"), {}, 0
+# By pid: since when it is known, and the handles of one that is no longer young, with its arguments; and what was read of which user.
+since, handles, known = {}, {}, set()
+YOUNG_SECONDS, MOST_BYTES = 1, 2**20
+
+def look(pid):
+    user = os.stat(f"/proc/{pid}").st_uid
+    for place in ("cmdline", "environ"):
+        with open(f"/proc/{pid}/{place}", "rb") as handle:
+            text = handle.read()
+        if (place, user, text) in known:
+            continue
+        known.add((place, user, text))
+        for name, forms in wanted.items():
+            if any(form in text for form in forms):
+                seen[f"{place} {user} {name}"] = open(f"/proc/{pid}/comm").read().strip()
+
+def hold(pid):
+    try:
+        environment = os.open(f"/proc/{pid}/environ", os.O_RDONLY)
+    except OSError:
+        # One of the kernel's own, unless it has ended.
+        since[pid] = None
+        raise
+    try:
+        arguments = os.open(f"/proc/{pid}/cmdline", os.O_RDONLY)
+    except OSError:
+        os.close(environment)
+        raise
+    return arguments, environment, os.pread(arguments, MOST_BYTES, 0)
+
+def forget(pid):
+    arguments, environment, _ = handles.pop(pid)
+    os.close(arguments)
+    os.close(environment)
+
 print("ready", flush=True)
 while not select.select([sys.stdin], [], [], 0.01)[0]:
     rounds += 1
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    now, listed = time.monotonic(), set(filter(str.isdigit, os.listdir("/proc")))
+    for pid in since.keys() - listed:
+        del since[pid]
+        if pid in handles:
+            forget(pid)
+    for pid in listed:
         try:
-            if os.readlink(f"/proc/{pid}/ns/pid") != own:
+            if pid not in since:
+                # Whose namespace it is never changes; None is not to be looked at.
+                since[pid] = now if os.readlink(f"/proc/{pid}/ns/pid") == own else None
+            if since[pid] is None:
                 continue
-            user = os.stat(f"/proc/{pid}").st_uid
-            for place in ("cmdline", "environ"):
-                with open(f"/proc/{pid}/{place}", "rb") as handle:
-                    text = handle.read()
-                if (place, user, text) in known:
+            if pid in handles:
+                arguments, environment, text = handles[pid]
+                if os.pread(environment, 1, 0) and os.pread(arguments, MOST_BYTES, 0) == text:
                     continue
-                known.add((place, user, text))
-                for name, forms in wanted.items():
-                    if any(form in text for form in forms):
-                        seen[f"{place} {user} {name}"] = open(f"/proc/{pid}/comm").read().strip()
+                forget(pid)
+                since[pid] = now
+            elif now - since[pid] > YOUNG_SECONDS:
+                # Before the look, so that nothing comes in between.
+                handles[pid] = hold(pid)
+            look(pid)
         except OSError:
             pass  # it has ended
 print(json.dumps({"rounds": rounds, "seen": [[*key.split(" ", 2), seen[key]] for key in sorted(seen)]}))

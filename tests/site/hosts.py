@@ -22,6 +22,8 @@ from websockets import Origin
 from websockets.sync.client import ClientConnection, connect
 
 ROOT = Path(__file__).resolve().parents[2]
+# What asks a host which packages it has, without a module: plugins/action/install_packages.py.
+LOOK = "apt-mark showmanual"
 WAIT_SECONDS = 60.0
 # For so long an address is good: the engine may give a host another one when it restarts, but to ask takes longer than a request.
 ADDRESS_SECONDS = 2.0
@@ -217,7 +219,8 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float = WAIT_SEC
 def counted_remote_tasks(directory: Path) -> Iterator[Callable[[], int]]:
     """Count what Ansible runs on hosts meanwhile; yields a function that returns the number so far.
 
-    A `docker` in `directory` comes before the real one and notes each call: a task with pipelining is one call of Python.
+    A `docker` in `directory` comes before the real one and notes each call: a task with pipelining is one call of Python,
+    or the look for packages.
     """
     real = shutil.which("docker")
     directory.mkdir(exist_ok=True)
@@ -227,7 +230,8 @@ def counted_remote_tasks(directory: Path) -> Iterator[Callable[[], int]]:
     shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
 
     def count() -> int:
-        return sum(" exec " in f" {line}" and "python" in line for line in log.read_text().splitlines())
+        calls = [line for line in log.read_text().splitlines() if " exec " in f" {line}"]
+        return sum("python" in line or LOOK in line for line in calls)
 
     path = os.environ["PATH"]
     os.environ["PATH"] = f"{directory}{os.pathsep}{path}"

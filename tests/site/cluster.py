@@ -112,6 +112,11 @@ def sockets_on(host: Host) -> int:
     return sum("daphne.sock" in line for line in listed.splitlines())
 
 
+def requests_on(host: Host) -> int:
+    """Return how many requests, handshakes left out, the edge has sent to an app host whose Nginx writes each down: prepare.yml."""
+    return int(host.run("grep", "--count", "--invert-match", "^/ws/", "/var/log/nginx/connections.log", check=False))
+
+
 @contextmanager
 def unplugged(name: str) -> Iterator[None]:
     """Take a host off the hosts' network meanwhile; it comes back under its address."""

@@ -67,17 +67,17 @@ TOGETHER := $(filter $(SCENARIOS),$(LONG)) $(filter-out $(LONG) $(ALONE),$(SCENA
 JOBS ?= 2
 
 .PHONY: test
-test: venv ## Run everything that must pass: every Molecule scenario, JOBS=2 at a time, and beside them lint and unit tests
+test: venv ## Run everything that must pass, JOBS=2 at a time: unit tests and every Molecule scenario, and beside them lint
 	@mkdir -p .cache
 	@rm -f .cache/*.failed
-# With what the others leave of the processors (`make check` is for who waits for it): Linux shares them out by sessions, each worker of
-# Ansible's is one, and within a session by how nice a process is.
-	@setsid sh -c 'echo 19 2>/dev/null >/proc/self/autogroup; exec nice -n 19 $(MAKE) --no-print-directory check' >.cache/check.log 2>&1 & check=$$!; \
-	trap "kill -- -$$check" INT TERM; \
-	$(MAKE) --no-print-directory --output-sync --jobs $(JOBS) $(addprefix molecule-,$(TOGETHER)) $(addprefix hosts-,$(ALONE)) \
+# Lint with what the others leave of the processors: Linux shares them out by sessions, of which each worker of Ansible's is one, and within
+# a session by how nice a process is.
+	@setsid sh -c 'echo 19 2>/dev/null >/proc/self/autogroup; exec nice -n 19 $(MAKE) --no-print-directory lint' >.cache/beside.log 2>&1 & beside=$$!; \
+	trap "kill -- -$$beside" INT TERM; \
+	$(MAKE) --no-print-directory --output-sync --jobs $(JOBS) unit $(addprefix molecule-,$(TOGETHER)) $(addprefix hosts-,$(ALONE)) \
 	  && $(MAKE) --no-print-directory $(addprefix verify-,$(ALONE)); passed=$$?; \
-	wait $$check || passed=1; \
-	cat .cache/check.log; \
+	wait $$beside || passed=1; \
+	cat .cache/beside.log; \
 	[ $$passed = 0 ] || { cat .cache/*.failed; exit 1; }
 	@echo "make test: lint, unit tests, the sample app's tests and the Molecule scenarios $(SCENARIOS) all passed"
 

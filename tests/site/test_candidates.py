@@ -92,13 +92,13 @@ def test_a_socket_in_the_way(built: str, load: Load) -> None:
 @pytest.mark.parametrize(
     ("path", "free"),
     [
-        (f"/srv/{APP}/generations", 0),
+        pytest.param(f"/srv/{APP}/generations", 0, marks=pytest.mark.thorough),
         (f"/srv/{APP}/generations", 600_000),
         (f"/var/lib/quintet/{APP}", 0),
-        (f"/etc/quintet/{APP}", 0),
-        (f"/srv/{APP}/venvs", 0),
+        pytest.param(f"/etc/quintet/{APP}", 0, marks=pytest.mark.thorough),
+        pytest.param(f"/srv/{APP}/venvs", 0, marks=pytest.mark.thorough),
         (f"/srv/{APP}/venvs", 30_000_000),
-        (f"/var/cache/quintet/{APP}", 0),
+        pytest.param(f"/var/cache/quintet/{APP}", 0, marks=pytest.mark.thorough),
     ],
     ids=["source", "static files", "state", "environment", "virtual environment", "packages", "cache"],
 )

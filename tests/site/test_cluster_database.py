@@ -12,6 +12,8 @@ import pytest
 from cluster import ADDRESSES, FOLDER, HOSTS, SITE, site, unplugged
 from hosts import Played, wait_for
 
+pytestmark = pytest.mark.thorough
+
 DATABASE = ADDRESSES["db1"]
 CLIENT = "/etc/quintet-authority/private/clients/chat"
 AUTHORITY = "/etc/quintet-authority"

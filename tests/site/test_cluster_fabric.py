@@ -13,6 +13,8 @@ import pytest
 from cluster import ADDRESSES, APPS, FOLDER, HOSTS, SITE, asked, site, sockets_on
 from hosts import Answer, Host, Site, wait_for
 
+pytestmark = pytest.mark.thorough
+
 NAMES = {HOSTS[name].name: name for name in APPS}
 REQUESTS = 40
 

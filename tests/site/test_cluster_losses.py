@@ -512,6 +512,7 @@ def test_a_reload_of_the_edge_loses_no_socket_of_thousands(load: Load, table: Ta
 # ---- one more ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_an_app_host_more_and_one_less_are_a_line_and_a_run_and_nobody_notices(load: Load, table: Table) -> None:
     hosts = FOLDER / "inventory" / "hosts.yml"
     without = hosts.read_text()

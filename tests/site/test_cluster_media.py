@@ -15,6 +15,8 @@ import yaml
 from cluster import FOLDER, HOSTS, SITE, asked, container
 from hosts import Host, Played, play, wait_for
 
+pytestmark = pytest.mark.thorough
+
 KEEPER, OTHER = HOSTS["app1"], HOSTS["app2"]
 MEDIA = "/srv/chat/shared/media"
 UPLOADS = 8

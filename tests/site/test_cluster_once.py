@@ -15,6 +15,8 @@ import yaml
 from cluster import APPS, FOLDER, container, site, unplugged
 from hosts import wait_for
 
+pytestmark = pytest.mark.thorough
+
 HOSTS = {name: cluster.HOSTS[name] for name in APPS}
 DATABASE = cluster.HOSTS["db1"]
 # What the app writes there: when its worker begins, goes on and ends, each run of its timer, and each load of its first data.

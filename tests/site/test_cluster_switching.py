@@ -70,6 +70,7 @@ def test_hosts_switch_one_after_the_other_and_nobody_notices(asked: Asking) -> N
     assert asked.hosts(20) == {*APPS}
 
 
+@pytest.mark.thorough
 def test_a_host_that_cannot_be_asked_through_the_edge_takes_all_back(asked: Asking) -> None:
     before = releases()
     # The app is well there, and so is what activate asks of it directly; but nobody gets to it.
@@ -97,6 +98,7 @@ def test_a_host_that_cannot_be_asked_through_the_edge_takes_all_back(asked: Aski
     wait_for("the old release alone", lambda: {one.release for one in asked.last(20)} == before)
 
 
+@pytest.mark.thorough
 def test_a_host_that_was_away_gets_the_current_generation_before_it_is_asked(asked: Asking) -> None:
     before, old = releases(), APP2.current("chat")
     container("stop", "app2")
@@ -134,6 +136,7 @@ def test_a_host_that_was_away_gets_the_current_generation_before_it_is_asked(ask
     assert {one.release for one in asked.told[since:]} == {new}
 
 
+@pytest.mark.thorough
 def test_a_host_that_comes_back_sick_is_not_asked_before_its_probes_pass(asked: Asking) -> None:
     refused = "/etc/systemd/system/gunicorn-chat@.service.d/sick.conf"
     APP2.run(

@@ -388,6 +388,7 @@ def suffer(commands: list[list[str]]) -> tuple[Ledger, Stored]:
     return load.ledger, compare(load.ledger, load.chatters, load.run, stored_rows())
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("common")
 def test_the_same_load_counts_the_losses_of_the_common_way(trial: Trial) -> None:
     measured = {way: suffer(commands) for way, commands in WAYS.items()}

@@ -469,6 +469,7 @@ def killed_and_settled(name: str, after: float, variables: dict[str, Any]) -> bo
     return waits
 
 
+@pytest.mark.thorough
 def test_a_change_killed_at_each_of_its_tasks_leaves_a_site_that_serves_and_comes_to_its_end() -> None:
     print()
     with another_lock():

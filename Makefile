@@ -67,14 +67,15 @@ TOGETHER := $(filter $(SCENARIOS),$(LONG)) $(filter-out $(LONG) $(ALONE),$(SCENA
 JOBS ?= 2
 
 .PHONY: test
-test: venv ## Run everything that must pass, JOBS=2 at a time: unit tests and every Molecule scenario, and beside them lint
+test: venv ## Run everything that must pass: every Molecule scenario, JOBS=2 at a time, and beside them unit tests and lint
 	@mkdir -p .cache
 	@rm -f .cache/*.failed
-# Lint with what the others leave of the processors: Linux shares them out by sessions, of which each worker of Ansible's is one, and within
-# a session by how nice a process is.
-	@setsid sh -c 'echo 19 2>/dev/null >/proc/self/autogroup; exec nice -n 19 $(MAKE) --no-print-directory lint' >.cache/beside.log 2>&1 & beside=$$!; \
+# The unit tests wait most of the time. Lint gets what the others leave of the processors: Linux shares them out by sessions, of which each
+# worker of Ansible's is one, and within a session by how nice a process is.
+	@setsid sh -c '$(MAKE) --no-print-directory unit; passed=$$?; echo 19 2>/dev/null >/proc/self/autogroup; \
+	  nice -n 19 $(MAKE) --no-print-directory lint && exit $$passed' >.cache/beside.log 2>&1 & beside=$$!; \
 	trap "kill -- -$$beside" INT TERM; \
-	$(MAKE) --no-print-directory --output-sync --jobs $(JOBS) unit $(addprefix molecule-,$(TOGETHER)) $(addprefix hosts-,$(ALONE)) \
+	$(MAKE) --no-print-directory --output-sync --jobs $(JOBS) $(addprefix molecule-,$(TOGETHER)) $(addprefix hosts-,$(ALONE)) \
 	  && $(MAKE) --no-print-directory $(addprefix verify-,$(ALONE)); passed=$$?; \
 	wait $$beside || passed=1; \
 	cat .cache/beside.log; \
@@ -86,7 +87,7 @@ define logged
 	@mkdir -p .cache
 	@bash -o pipefail -c 'time { $(1); } 2>&1 | tee .cache/$@.log' \
 	  || { { echo "==> What failed in $@ (all of it: .cache/$@.log)"; \
-	         sed 's/\x1b\[[0-9;]*m//g' .cache/$@.log | grep -E -A 6 '^(fatal:|\[ERROR\]| *(FAILED|ERROR) | *E  )' | tail -n 60; \
+	         sed 's/\x1b\[[0-9;]*m//g' .cache/$@.log | grep -E -A 6 '^(fatal:|\[ERROR\]| *(FAILED|ERROR) tests/| *E  )' | tail -n 60; \
 	         tail -n 5 .cache/$@.log; } >.cache/$@.failed; exit 1; }
 endef
 

@@ -24,7 +24,7 @@ from urllib.parse import urlencode
 
 import pytest
 from cluster import ADDRESSES, APPS, FOLDER, HOSTS, SITE, asked, container, network_cut, requests_on, site, sockets_on
-from hosts import Site, wait_for
+from hosts import Site, receive, wait_for
 from light_load import HTTP, becomes_whole, light_load
 from load import Load, Rates
 from load_ledger import HANDSHAKE, SOCKET
@@ -233,6 +233,19 @@ def is_heard(load: Load, room: str) -> bool:
     return True
 
 
+def are_sockets_shared_out(hosts: tuple[str, ...]) -> bool:
+    """Say whether the edge gives a new socket to the host that has the fewest, unless all have about as many."""
+    has = {name: sockets_on(HOSTS[name]) for name in hosts}
+    fewest = min(has, key=lambda name: has[name])
+    # Visits come and go.
+    if max(has.values()) - has[fewest] <= 2:
+        return True
+    with suppress(OSError, WebSocketException), SITE.websocket("/ws/health/") as connection:
+        connection.send('{"type": "ping"}')
+        return bool(receive(connection, "pong")["generation"] == HOSTS[fewest].current("chat"))
+    return False
+
+
 def is_whole(load: Load, hosts: tuple[str, ...] = APPS) -> bool:
     """Say whether the edge asks these app hosts, all are well, everybody has a socket, and everybody hears everybody."""
     return (
@@ -240,6 +253,8 @@ def is_whole(load: Load, hosts: tuple[str, ...] = APPS) -> bool:
         and all(status("/healthz") == 200 for _ in range(2 * len(hosts)))
         and answering(10) == {HOSTS[name].name for name in hosts}
         and all(is_heard(load, room) for room in load.rooms)
+        # For sockets a host that failed is left out apart from requests.
+        and are_sockets_shared_out(hosts)
     )
 
 

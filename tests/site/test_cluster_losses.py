@@ -327,7 +327,7 @@ def loss(load: Load, table: Table, what: str, seconds: float, hosts: tuple[str, 
 # ---- an app host ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["kill", "stop"])
+@pytest.mark.parametrize("command", ["kill", pytest.param("stop", marks=pytest.mark.thorough)])
 def test_an_app_host_that_goes_costs_what_it_was_answering_and_its_sockets_find_another(
     command: str, load: Load, table: Table
 ) -> None:

@@ -571,6 +571,7 @@ def test_a_wsgi_module_that_does_not_import_stops_the_build() -> None:
     assert "ModuleNotFoundError: No module named 'config.nowhere'" in output
 
 
+@pytest.mark.thorough
 def test_requirements_that_do_not_resolve_stop_the_build() -> None:
     lock = (ROOT / "sample_app/requirements.txt").read_text()
     broken = SOURCE / "broken.txt"

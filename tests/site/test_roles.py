@@ -542,6 +542,7 @@ def test_a_gunicorn_whose_run_was_killed_before_its_restart_is_healed() -> None:
     assert all(after[name] == before[name] for name in SERVICES if name != "hello_a"), (before, after)
 
 
+@pytest.mark.thorough
 def test_a_daphne_whose_run_was_killed_before_its_restart_is_healed() -> None:
     before = processes()
     limit = random.randrange(1000, 60000)  # one that does not hold already

@@ -29,13 +29,13 @@ def test_what_is_not_wholly_installed_is_missing(listed: str, missing: list[str]
     assert missing_packages(["nginx", "redis-server"], listed) == missing
 
 
-def install(folder: Path, names: list[str], *arguments: str, by_hand: str, states: str) -> dict[str, Any]:
+def install(folder: Path, names: list[str], by_hand: str, states: str) -> dict[str, Any]:
     """Run the action in check mode on this machine; returns its result."""
     for program, text in {"apt-mark": f"echo {by_hand}", "dpkg-query": f"printf '{states}'"}.items():
         (folder / program).write_text(f"#!/bin/sh\n[ $# -gt 1 ] && {text}\n")
         (folder / program).chmod(0o755)
     given = json.dumps({"names": names})
-    command = ["ansible", "localhost", "--check", "-m", "quintet.django.install_packages", "-a", given, *arguments]
+    command = ["ansible", "localhost", "--check", "-m", "quintet.django.install_packages", "-a", given]
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     result: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
